@@ -1,0 +1,2 @@
+//! tcpwatch.
+fn main() {}
