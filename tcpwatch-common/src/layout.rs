@@ -1,0 +1,153 @@
+//! Where the kernel's fields lie: resolved in the running kernel's BTF by the daemon, frozen into the programs as
+//! read-only globals. The verifier knows them as constants, so each read is one typed load.
+
+/// Place of one field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Field {
+    /// Byte offset, [`ABSENT`] when this kernel does not have the field.
+    pub offset: u16,
+    /// First bit within the byte, for bit fields.
+    pub shift: u8,
+    /// Bits, for bit fields; 0 for whole integers.
+    pub bits: u8,
+}
+
+/// Offset of a field that the running kernel does not have.
+pub const ABSENT: u16 = u16::MAX;
+
+/// What the daemon must find for a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FieldSpec {
+    /// Name within [`Layout`].
+    pub name: &'static str,
+    /// Structure to start from.
+    pub root: &'static str,
+    /// Members, separated by dots; anonymous unions and structures are looked through.
+    pub path: &'static str,
+    /// Bytes that the program reads, at most what the field has.
+    pub size: u8,
+    /// Without it the programs are of no use.
+    pub required: bool,
+}
+
+macro_rules! layout {
+    ($($name:ident: $need:ident $root:literal $path:literal $size:literal;)+) => {
+        /// One [`Field`] for everything that the programs read from the kernel.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(C)]
+        #[expect(missing_docs, reason = "named after the kernel's fields, see FIELDS")]
+        pub struct Layout { $(pub $name: Field,)+ }
+
+        impl Layout {
+            /// Nothing is known.
+            pub const ABSENT: Self = Self { $($name: Field { offset: ABSENT, shift: 0, bits: 0 },)+ };
+
+            /// The layout that `find` gives; `find` sees the specifications in order.
+            pub fn resolve<E>(mut find: impl FnMut(&FieldSpec) -> Result<Field, E>) -> Result<Self, E> {
+                let mut specs = FIELDS.iter();
+                Ok(Self { $($name: match specs.next() { Some(spec) => find(spec)?, None => Self::ABSENT.$name },)+ })
+            }
+
+            /// Every field with its specification.
+            pub fn fields(&self) -> impl Iterator<Item = (&'static FieldSpec, Field)> {
+                FIELDS.iter().zip([$(self.$name),+])
+            }
+        }
+
+        /// The specifications, in the order of [`Layout`].
+        pub const FIELDS: &[FieldSpec] = &[$(FieldSpec {
+            name: stringify!($name), root: $root, path: $path, size: $size, required: layout!(@ $need),
+        },)+];
+    };
+    (@ required) => { true };
+    (@ optional) => { false };
+}
+
+layout! {
+    skc_family: required "sock_common" "skc_family" 2;
+    skc_state: required "sock_common" "skc_state" 1;
+    skc_daddr: required "sock_common" "skc_daddr" 4;
+    skc_rcv_saddr: required "sock_common" "skc_rcv_saddr" 4;
+    skc_dport: required "sock_common" "skc_dport" 2;
+    skc_num: required "sock_common" "skc_num" 2;
+    skc_v6_daddr: optional "sock_common" "skc_v6_daddr" 16;
+    skc_v6_rcv_saddr: optional "sock_common" "skc_v6_rcv_saddr" 16;
+    skc_net: required "sock_common" "skc_net.net" 8;
+    skc_flags: required "sock_common" "skc_flags" 8;
+    skc_cookie: optional "sock_common" "skc_cookie" 8;
+    sk_err: required "sock" "sk_err" 4;
+    sk_shutdown: required "sock" "sk_shutdown" 1;
+    sk_uid: optional "sock" "sk_uid" 4;
+    sk_lingertime: required "sock" "sk_lingertime" 8;
+    sk_max_ack_backlog: optional "sock" "sk_max_ack_backlog" 4;
+    inet_sport: required "inet_sock" "inet_sport" 2;
+    icsk_ca_state: required "inet_connection_sock" "icsk_ca_state" 1;
+    icsk_retransmits: required "inet_connection_sock" "icsk_retransmits" 1;
+    icsk_pending: required "inet_connection_sock" "icsk_pending" 1;
+    icsk_backoff: optional "inet_connection_sock" "icsk_backoff" 1;
+    icsk_rto: optional "inet_connection_sock" "icsk_rto" 4;
+    srtt_us: required "tcp_sock" "srtt_us" 4;
+    mdev_us: optional "tcp_sock" "mdev_us" 4;
+    rtt_min: optional "tcp_sock" "rtt_min.s" 12;
+    snd_cwnd: required "tcp_sock" "snd_cwnd" 4;
+    snd_ssthresh: required "tcp_sock" "snd_ssthresh" 4;
+    snd_wnd: required "tcp_sock" "snd_wnd" 4;
+    rcv_wnd: optional "tcp_sock" "rcv_wnd" 4;
+    snd_una: required "tcp_sock" "snd_una" 4;
+    snd_nxt: required "tcp_sock" "snd_nxt" 4;
+    write_seq: required "tcp_sock" "write_seq" 4;
+    rcv_nxt: required "tcp_sock" "rcv_nxt" 4;
+    copied_seq: required "tcp_sock" "copied_seq" 4;
+    packets_out: required "tcp_sock" "packets_out" 4;
+    sacked_out: optional "tcp_sock" "sacked_out" 4;
+    lost_out: optional "tcp_sock" "lost_out" 4;
+    retrans_out: optional "tcp_sock" "retrans_out" 4;
+    total_retrans: required "tcp_sock" "total_retrans" 4;
+    dsack_dups: optional "tcp_sock" "dsack_dups" 4;
+    bytes_sent: required "tcp_sock" "bytes_sent" 8;
+    bytes_retrans: required "tcp_sock" "bytes_retrans" 8;
+    bytes_acked: required "tcp_sock" "bytes_acked" 8;
+    bytes_received: required "tcp_sock" "bytes_received" 8;
+    segs_in: optional "tcp_sock" "segs_in" 4;
+    segs_out: optional "tcp_sock" "segs_out" 4;
+    data_segs_in: optional "tcp_sock" "data_segs_in" 4;
+    data_segs_out: required "tcp_sock" "data_segs_out" 4;
+    delivered: required "tcp_sock" "delivered" 4;
+    mss_cache: optional "tcp_sock" "mss_cache" 4;
+    netns_inum: required "net" "ns.inum" 4;
+    skb_cb: required "sk_buff" "cb" 48;
+    skb_head: required "sk_buff" "head" 8;
+    skb_network_header: required "sk_buff" "network_header" 2;
+    skb_transport_header: required "sk_buff" "transport_header" 2;
+    skb_dev: required "sk_buff" "dev" 8;
+    skb_refdst: optional "sk_buff" "_skb_refdst" 8;
+    rt_type: optional "rtable" "rt_type" 2;
+    rt6i_flags: optional "rt6_info" "rt6i_flags" 4;
+    dev_net: required "net_device" "nd_net.net" 8;
+    cb_seq: required "tcp_skb_cb" "seq" 4;
+    cb_end_seq: required "tcp_skb_cb" "end_seq" 4;
+    cb_gso_segs: required "tcp_skb_cb" "tcp_gso_segs" 2;
+    cb_tcp_flags: required "tcp_skb_cb" "tcp_flags" 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_gets_the_place_found_for_it() {
+        let mut next = 0;
+        let layout = Layout::resolve(|_| {
+            next += 1;
+            Ok::<_, ()>(Field { offset: next, shift: 0, bits: 0 })
+        })
+        .unwrap();
+        assert_eq!(usize::from(next), FIELDS.len());
+        assert_eq!(layout.skc_family.offset, 1);
+        for (i, (spec, field)) in layout.fields().enumerate() {
+            assert_eq!(usize::from(field.offset), i + 1, "{}", spec.name);
+        }
+        assert_eq!(size_of::<Layout>(), FIELDS.len() * size_of::<Field>());
+    }
+}

@@ -1,0 +1,299 @@
+//! Why this host sent a RST: a bounded cause of our own beside the kernel's reason, which alone misleads.
+
+use crate::state::TcpState;
+
+/// Who decided to send it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ResetOrigin {
+    /// `tcp_send_active_reset`: something on this host ended a connection.
+    Active = 0,
+    /// `tcp_v4_send_reset`, `tcp_v6_send_reset`: the answer to a segment that fits no connection.
+    Passive = 1,
+}
+
+impl ResetOrigin {
+    /// Every origin, in the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Active, Self::Passive];
+
+    /// The value of the metric label `origin`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Passive => "passive",
+        }
+    }
+}
+
+/// The values of the metric label `cause` of resets sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ResetCause {
+    /// The facts do not tell.
+    Unknown = 0,
+    /// `close()` with SO_LINGER on and a time of 0.
+    LingerZero = 1,
+    /// `close()` with received bytes that the application never read.
+    UnreadData = 2,
+    /// A SYN for a port where nothing listens.
+    NoListener = 3,
+    /// Data or an ACK for a connection that no longer exists here.
+    ClosedSocket = 4,
+    /// A segment that a socket in TIME_WAIT cannot accept.
+    TimeWait = 5,
+    /// Keepalive probes were not answered.
+    Keepalive = 6,
+    /// Too many orphans, or no TCP memory left.
+    Memory = 7,
+    /// Killed by another process (`ss -K`, sock_diag, BPF).
+    Destroyed = 8,
+    /// The accept queue was full and tcp_abort_on_overflow is on.
+    AcceptQueue = 9,
+    /// An ACK that acknowledges nothing we sent.
+    BadAck = 10,
+    /// `connect(AF_UNSPEC)` on a live connection.
+    Disconnect = 11,
+}
+
+impl ResetCause {
+    /// Every cause, in the order of their numbers.
+    pub const ALL: [Self; 12] = [
+        Self::Unknown,
+        Self::LingerZero,
+        Self::UnreadData,
+        Self::NoListener,
+        Self::ClosedSocket,
+        Self::TimeWait,
+        Self::Keepalive,
+        Self::Memory,
+        Self::Destroyed,
+        Self::AcceptQueue,
+        Self::BadAck,
+        Self::Disconnect,
+    ];
+
+    /// The value of the metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::LingerZero => "linger_zero",
+            Self::UnreadData => "unread_data",
+            Self::NoListener => "no_listener",
+            Self::ClosedSocket => "closed_socket",
+            Self::TimeWait => "time_wait",
+            Self::Keepalive => "keepalive",
+            Self::Memory => "memory",
+            Self::Destroyed => "destroyed",
+            Self::AcceptQueue => "accept_queue",
+            Self::BadAck => "bad_ack",
+            Self::Disconnect => "disconnect",
+        }
+    }
+
+    /// The cause with this number.
+    pub fn from_u8(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+}
+
+/// What a kernel reason means to us, before the socket is looked at. The numbers differ between kernels, so the table
+/// from reason to hint is made by the daemon from the names in the running kernel's BTF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ReasonHint {
+    /// No reason, or one that says nothing.
+    None = 0,
+    /// The segment belongs to no socket.
+    NoSocket = 1,
+    /// Only the state says more: disconnect, linger 0, or killed.
+    State = 2,
+    /// A SYN where none is acceptable, or an overflowing accept queue.
+    InvalidSyn = 3,
+    /// Conclusive: unread data at close.
+    UnreadData = 4,
+    /// Conclusive: data for a socket that nobody holds any more.
+    ClosedSocket = 5,
+    /// Conclusive.
+    TimeWait = 6,
+    /// Conclusive.
+    Keepalive = 7,
+    /// Conclusive.
+    Memory = 8,
+    /// Conclusive.
+    BadAck = 9,
+    /// Conclusive.
+    Disconnect = 10,
+}
+
+impl ReasonHint {
+    /// The hint for a name of `enum sk_rst_reason` (include/net/rstreason.h) without its prefix.
+    pub fn from_kernel_name(name: &str) -> Self {
+        match name {
+            "NO_SOCKET" => Self::NoSocket,
+            "TCP_STATE" => Self::State,
+            "INVALID_SYN" => Self::InvalidSyn,
+            "TCP_ABORT_ON_CLOSE" => Self::UnreadData,
+            "TCP_ABORT_ON_DATA" => Self::ClosedSocket,
+            "TCP_TIMEWAIT_SOCKET" => Self::TimeWait,
+            "TCP_KEEPALIVE_TIMEOUT" => Self::Keepalive,
+            "TCP_ABORT_ON_MEMORY" => Self::Memory,
+            "TCP_INVALID_ACK_SEQUENCE" | "TCP_TOO_OLD_ACK" | "TCP_ACK_UNSENT_DATA" | "TCP_OLD_ACK" | "TCP_FLAGS" => {
+                Self::BadAck
+            }
+            "TCP_DISCONNECT_WITH_DATA" => Self::Disconnect,
+            _ => Self::None,
+        }
+    }
+
+    /// The hint with this number; anything else says nothing.
+    #[inline(always)]
+    pub const fn from_u8(number: u8) -> Self {
+        match number {
+            1 => Self::NoSocket,
+            2 => Self::State,
+            3 => Self::InvalidSyn,
+            4 => Self::UnreadData,
+            5 => Self::ClosedSocket,
+            6 => Self::TimeWait,
+            7 => Self::Keepalive,
+            8 => Self::Memory,
+            9 => Self::BadAck,
+            10 => Self::Disconnect,
+            _ => Self::None,
+        }
+    }
+}
+
+/// How many kernel reasons the table holds; higher numbers count as the last.
+pub const REASONS: usize = 64;
+/// `SHUTDOWN_MASK`, include/net/sock.h: both directions shut, as only `close()` leaves them before a reset.
+const SHUTDOWN_MASK: u8 = 3;
+
+/// What a reset program can see.
+#[derive(Clone, Copy, Debug)]
+pub struct ResetFacts {
+    /// Which function sent it.
+    pub origin: ResetOrigin,
+    /// What the kernel's reason means.
+    pub hint: ReasonHint,
+    /// `skc_state`; 0 without a socket.
+    pub state: u8,
+    /// `sk_shutdown`; 0 without a full socket.
+    pub shutdown: u8,
+    /// SOCK_LINGER is set and `sk_lingertime` is 0.
+    pub linger_zero: bool,
+    /// The causing segment carries SYN and no ACK (passive resets).
+    pub syn: bool,
+}
+
+/// The cause of a reset.
+#[inline(always)]
+pub const fn cause(facts: &ResetFacts) -> ResetCause {
+    match facts.hint {
+        ReasonHint::UnreadData => ResetCause::UnreadData,
+        ReasonHint::ClosedSocket => ResetCause::ClosedSocket,
+        ReasonHint::TimeWait => ResetCause::TimeWait,
+        ReasonHint::Keepalive => ResetCause::Keepalive,
+        ReasonHint::Memory => ResetCause::Memory,
+        ReasonHint::BadAck => ResetCause::BadAck,
+        ReasonHint::Disconnect => ResetCause::Disconnect,
+        ReasonHint::NoSocket => no_socket(facts.syn),
+        // tcp_check_req answers an ACK that the full accept queue cannot take with the reason of a bad SYN.
+        ReasonHint::InvalidSyn if !facts.syn => ResetCause::AcceptQueue,
+        ReasonHint::InvalidSyn => ResetCause::Unknown,
+        ReasonHint::State => active(facts, false),
+        ReasonHint::None => match facts.origin {
+            ResetOrigin::Active => active(facts, true),
+            ResetOrigin::Passive => passive(facts),
+        },
+    }
+}
+
+const fn no_socket(syn: bool) -> ResetCause {
+    if syn { ResetCause::NoListener } else { ResetCause::ClosedSocket }
+}
+
+/// `unread`: the kernel gave no reason, so a close that is neither linger 0 nor anything else we know was for unread
+/// data, the one remaining path of `__tcp_close` that does not need a shortage of memory.
+const fn active(facts: &ResetFacts, unread: bool) -> ResetCause {
+    if facts.state != TcpState::Close as u8 {
+        // tcp_abort is the only caller of those without a reason of their own that resets before it closes.
+        return if unread { ResetCause::Unknown } else { ResetCause::Destroyed };
+    }
+    if facts.shutdown & SHUTDOWN_MASK != SHUTDOWN_MASK {
+        return ResetCause::Disconnect;
+    }
+    if facts.linger_zero {
+        return ResetCause::LingerZero;
+    }
+    if unread { ResetCause::UnreadData } else { ResetCause::Unknown }
+}
+
+const fn passive(facts: &ResetFacts) -> ResetCause {
+    const LISTEN: u8 = TcpState::Listen as u8;
+    const TIME_WAIT: u8 = TcpState::TimeWait as u8;
+    match facts.state {
+        0 => no_socket(facts.syn),
+        TIME_WAIT => ResetCause::TimeWait,
+        LISTEN => ResetCause::BadAck,
+        _ if facts.shutdown & SHUTDOWN_MASK == SHUTDOWN_MASK => ResetCause::ClosedSocket,
+        _ => ResetCause::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACTIVE: ResetFacts = ResetFacts {
+        origin: ResetOrigin::Active,
+        hint: ReasonHint::State,
+        state: TcpState::Close as u8,
+        shutdown: 3,
+        linger_zero: false,
+        syn: false,
+    };
+    const PASSIVE: ResetFacts =
+        ResetFacts { origin: ResetOrigin::Passive, hint: ReasonHint::NoSocket, state: 0, shutdown: 0, ..ACTIVE };
+
+    #[test]
+    fn each_cause_has_its_facts() {
+        use ResetCause::{
+            AcceptQueue, BadAck, ClosedSocket, Destroyed, Disconnect, LingerZero, NoListener, TimeWait, Unknown,
+            UnreadData,
+        };
+        let established = TcpState::Established as u8;
+        let table = [
+            (ResetFacts { linger_zero: true, ..ACTIVE }, LingerZero, "close with linger 0"),
+            (ResetFacts { linger_zero: true, shutdown: 0, ..ACTIVE }, Disconnect, "connect(AF_UNSPEC) with linger 0"),
+            (ResetFacts { shutdown: 0, ..ACTIVE }, Disconnect, "connect(AF_UNSPEC)"),
+            (ACTIVE, Unknown, "close, for a reason the kernel does not give"),
+            (ResetFacts { state: established, shutdown: 0, ..ACTIVE }, Destroyed, "ss -K"),
+            (ResetFacts { hint: ReasonHint::UnreadData, ..ACTIVE }, UnreadData, "unread data"),
+            (ResetFacts { hint: ReasonHint::None, ..ACTIVE }, UnreadData, "old kernel: unread data"),
+            (ResetFacts { hint: ReasonHint::None, linger_zero: true, ..ACTIVE }, LingerZero, "old kernel: linger 0"),
+            (ResetFacts { hint: ReasonHint::None, state: established, ..ACTIVE }, Unknown, "old kernel: one of many"),
+            (ResetFacts { syn: true, ..PASSIVE }, NoListener, "SYN to a closed port"),
+            (PASSIVE, ClosedSocket, "data for no socket"),
+            (ResetFacts { hint: ReasonHint::InvalidSyn, state: 10, ..PASSIVE }, AcceptQueue, "overflow"),
+            (ResetFacts { hint: ReasonHint::InvalidSyn, state: 10, syn: true, ..PASSIVE }, Unknown, "bad SYN"),
+            (ResetFacts { hint: ReasonHint::BadAck, state: 10, ..PASSIVE }, BadAck, "data to a listener"),
+            (ResetFacts { hint: ReasonHint::None, state: 10, ..PASSIVE }, BadAck, "old kernel: data to a listener"),
+            (ResetFacts { hint: ReasonHint::None, state: 6, ..PASSIVE }, TimeWait, "old kernel: TIME_WAIT"),
+            (ResetFacts { hint: ReasonHint::None, syn: true, ..PASSIVE }, NoListener, "old kernel: closed port"),
+            (ResetFacts { hint: ReasonHint::None, state: 7, shutdown: 3, ..PASSIVE }, ClosedSocket, "old kernel: orphan"),
+        ];
+        for (facts, expected, what) in table {
+            assert_eq!(cause(&facts), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn hints_survive_the_way_through_the_table() {
+        for name in ["NO_SOCKET", "TCP_STATE", "INVALID_SYN", "TCP_FLAGS", "TCP_ABORT_ON_CLOSE", "ERROR"] {
+            let hint = ReasonHint::from_kernel_name(name);
+            assert_eq!(ReasonHint::from_u8(hint as u8), hint, "{name}");
+        }
+        assert_eq!(ReasonHint::from_kernel_name("SOMETHING_NEW"), ReasonHint::None);
+    }
+}

@@ -1,0 +1,25 @@
+//! Adding to a word that another program may be adding to on the same CPU.
+//!
+//! TCP's backlog runs in process context with softirqs enabled, so one of our programs can interrupt another between
+//! its load and its store. A word that only one program writes needs no care: the kernel never nests a program in itself.
+
+/// Adds `n` to `*word` in one instruction.
+///
+/// # Safety
+/// `word` points into a map value and is aligned.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+pub unsafe fn atomic_add(word: *mut u64, n: u64) {
+    // SAFETY: one BPF_ATOMIC add on memory that the caller vouches for. The prebuilt `core` for BPF has no AtomicU64.
+    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) n, options(nostack)) }
+}
+
+/// Adds `n` to `*word`.
+///
+/// # Safety
+/// `word` points into a map value and is aligned.
+#[cfg(not(target_arch = "bpf"))]
+pub unsafe fn atomic_add(word: *mut u64, n: u64) {
+    // SAFETY: as the caller vouches; the host never runs these programs.
+    unsafe { *word = (*word).wrapping_add(n) }
+}

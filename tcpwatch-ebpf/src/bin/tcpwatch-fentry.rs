@@ -1,0 +1,41 @@
+//! The object for older kernels that let a program run at the entry of a function.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(unreachable_pub, missing_docs, reason = "entry points are found by section, not by path")]
+
+include!("../entry.rs");
+
+use aya_ebpf::macros::fentry;
+use aya_ebpf::programs::FEntryContext;
+use core::ptr;
+use probes::reset::{Call, Program};
+use tcpwatch_common::reset::ResetOrigin;
+
+// function: tcp_send_active_reset(struct sock *sk, gfp_t priority, enum sk_rst_reason reason); reason 6.10; net/ipv4/tcp_output.c
+#[fentry(function = "tcp_send_active_reset")]
+pub fn tcp_send_active_reset(ctx: FEntryContext) -> u32 {
+    let sk = ctx.arg(0);
+    probes::reset::handle(&Call { program: Program::Active, sk, skb: ptr::null(), reason: None, origin: ResetOrigin::Active });
+    0
+}
+
+// function: tcp_v4_send_reset(const struct sock *sk, struct sk_buff *skb, enum sk_rst_reason reason); reason 6.10; net/ipv4/tcp_ipv4.c
+#[fentry(function = "tcp_v4_send_reset")]
+pub fn tcp_v4_send_reset(ctx: FEntryContext) -> u32 {
+    passive(&ctx, Program::PassiveV4);
+    0
+}
+
+// function: tcp_v6_send_reset(const struct sock *sk, struct sk_buff *skb, enum sk_rst_reason reason); reason 6.10; net/ipv6/tcp_ipv6.c
+#[fentry(function = "tcp_v6_send_reset")]
+pub fn tcp_v6_send_reset(ctx: FEntryContext) -> u32 {
+    passive(&ctx, Program::PassiveV6);
+    0
+}
+
+#[inline(always)]
+fn passive(ctx: &FEntryContext, program: Program) {
+    let call = Call { program, sk: ctx.arg(0), skb: ctx.arg(1), reason: None, origin: ResetOrigin::Passive };
+    if probes::reset::will_be_sent(&call) {
+        probes::reset::handle(&call);
+    }
+}

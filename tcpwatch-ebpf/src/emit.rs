@@ -1,0 +1,404 @@
+//! The only writer of counters and records. Whatever cannot be kept is counted by place.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use core::mem::MaybeUninit;
+use tcpwatch_common::close::flag;
+use tcpwatch_common::conn::{Conn, ConnKey};
+use tcpwatch_common::counters::{Loss, dist, group, slot};
+use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, rtt_bucket, sketch_bucket};
+use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind};
+use tcpwatch_common::retransmit::RetransmitCause;
+use tcpwatch_common::rtt::raw_sample;
+use tcpwatch_common::state::{TcpState, ca_state};
+
+use crate::add::atomic_add;
+use crate::config::{DETAIL_PER_SECOND, HZ, frozen};
+use crate::maps::{DISTS, EVENTS, GAUGES, GROUPS, LOSSES, SERVICES, SETTINGS, TOKENS, Tokens};
+use crate::sock::{TcpSock, jiffies};
+
+/// The counters of one group.
+pub struct Group(*mut u64);
+
+impl Group {
+    /// The counters of `slot`.
+    #[inline(always)]
+    pub fn of(slot: u32) -> Option<Self> {
+        GROUPS.get_ptr_mut(slot).map(|words| Self(words.cast()))
+    }
+
+    /// Adds to one word; `word` is a constant of `counters::group` or bounded by the caller.
+    #[inline(always)]
+    pub fn add(&self, word: usize, n: u64) {
+        if word < group::WORDS {
+            // SAFETY: within the array that the map's value is.
+            unsafe { atomic_add(self.0.add(word), n) }
+        }
+    }
+}
+
+/// Adds to one word of a group.
+#[inline(always)]
+pub fn count(slot: u32, word: usize, n: u64) {
+    if let Some(group) = Group::of(slot) {
+        group.add(word, n);
+    }
+}
+
+/// Counts something that could not be kept.
+#[inline(always)]
+pub fn lost(loss: Loss) {
+    if let Some(word) = LOSSES.get_ptr_mut(loss as u32) {
+        // SAFETY: a value of the map.
+        unsafe { atomic_add(word, 1) }
+    }
+}
+
+/// The slot of a service, or that of all others in its direction.
+#[inline(always)]
+pub fn service_slot(direction: tcpwatch_common::state::Direction, port: u16) -> u32 {
+    let key = tcpwatch_common::counters::service_key(direction, port);
+    // SAFETY: the value is copied at once.
+    match unsafe { SERVICES.get(key) } {
+        Some(&found) => found,
+        None => slot::other(direction),
+    }
+}
+
+/// Moves a connection in the gauge of states; CLOSE and minisock states are not in it.
+#[inline(always)]
+pub fn gauge(conn: &mut Conn, state: u8) {
+    let state = if state == TcpState::Close as u8 { 0 } else { state };
+    if conn.gauged == state {
+        return;
+    }
+    gauge_add(conn.gauged, u64::MAX);
+    gauge_add(state, 1);
+    conn.gauged = state;
+}
+
+#[inline(always)]
+fn gauge_add(state: u8, n: u64) {
+    if state == 0 {
+        return;
+    }
+    if let Some(word) = GAUGES.get_ptr_mut(u32::from(state)) {
+        // SAFETY: a value of the map.
+        unsafe { atomic_add(word, n) }
+    }
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Whether the program that owns `bucket` may emit another record in this second; counts the refusal as `loss`.
+#[inline(always)]
+pub fn allowed(bucket: u32, loss: Loss) -> bool {
+    let Some(tokens) = TOKENS.get_ptr_mut(bucket) else { return false };
+    // SAFETY: a value of the map; one program a bucket, and the kernel never nests a program in itself.
+    let tokens: &mut Tokens = unsafe { &mut *tokens };
+    let now = jiffies();
+    if now.wrapping_sub(tokens.since) >= u64::from(frozen(&HZ)) {
+        tokens.since = now;
+        tokens.used = 0;
+    }
+    if tokens.used >= u64::from(frozen(&DETAIL_PER_SECOND)) {
+        lost(loss);
+        return false;
+    }
+    tokens.used += 1;
+    true
+}
+
+/// Reserves a record, has it filled and submits it; counts a full ring as `loss`.
+#[inline(always)]
+pub fn record<T: 'static>(loss: Loss, fill: impl FnOnce(*mut T)) {
+    match EVENTS.reserve::<T>(0) {
+        Some(mut entry) => {
+            let place: &mut MaybeUninit<T> = &mut entry;
+            fill(place.as_mut_ptr());
+            entry.submit(0);
+        }
+        None => lost(loss),
+    }
+}
+
+/// The header of a record of type `T` that begins now.
+#[inline(always)]
+pub fn header<T>(kind: Kind) -> Header {
+    Header { kind: kind as u16, abi: ABI, len: size_of::<T>() as u32, ktime_ns: now_ns() }
+}
+
+/// Takes the RTT sample, if there is one, that the kernel folded in since the last reading.
+///
+/// `OWNED`: the caller is tcp_probe, which alone writes the lower half of the distributions.
+#[inline(always)]
+pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn) {
+    let srtt = sock.srtt_us();
+    let delivered = sock.delivered();
+    let old = conn.srtt;
+    if srtt == old {
+        if delivered == conn.delivered {
+            return;
+        }
+        conn.delivered = delivered;
+        // Equal samples leave srtt as it is; so does an ACK of retransmitted data, which brings none (Karn).
+        if conn.rtt_guard != 0 {
+            if sock.ca_state() == ca_state::OPEN {
+                conn.rtt_guard = 0;
+            }
+            return;
+        }
+    }
+    conn.delivered = delivered;
+    conn.srtt = srtt;
+    let Some(us) = raw_sample(old, srtt) else { return };
+    let cwnd = sock.snd_cwnd();
+    let bucket = rtt_bucket(us);
+    conn.rtt_samples += 1;
+    conn.rtt_sum_us += u64::from(us);
+    conn.rtt_last_us = us;
+    if us < conn.rtt_min_us {
+        conn.rtt_min_us = us;
+    }
+    if us > conn.rtt_max_us {
+        conn.rtt_max_us = us;
+    }
+    if cwnd < conn.cwnd_min {
+        conn.cwnd_min = cwnd;
+    }
+    if cwnd > conn.cwnd_max {
+        conn.cwnd_max = cwnd;
+    }
+    let coarse = sketch_bucket(bucket) as usize;
+    if coarse < SKETCH_BUCKETS {
+        conn.sketch[coarse] += 1;
+    }
+    let entry = if OWNED { conn.slot } else { conn.slot + slot::COUNT as u32 };
+    let Some(words) = DISTS.get_ptr_mut(entry) else { return };
+    let words = words.cast::<u64>();
+    let (bucket, cwnd_bucket) = (bucket as usize, log2_bucket(cwnd) as usize);
+    if bucket < RTT_BUCKETS && cwnd_bucket < LOG2_BUCKETS {
+        bump::<OWNED>(words, dist::RTT + bucket, 1);
+        bump::<OWNED>(words, dist::RTT_SUM, u64::from(us));
+        bump::<OWNED>(words, dist::CWND + cwnd_bucket, 1);
+        bump::<OWNED>(words, dist::CWND_SUM, u64::from(cwnd));
+    }
+}
+
+#[inline(always)]
+fn bump<const OWNED: bool>(words: *mut u64, word: usize, n: u64) {
+    // SAFETY: the caller keeps `word` below dist::WORDS.
+    unsafe {
+        let word = words.add(word);
+        if OWNED { *word += n } else { atomic_add(word, n) }
+    }
+}
+
+/// Adds to the group what the connection has moved since it was last added.
+#[inline(always)]
+pub fn flush(sock: TcpSock, conn: &mut Conn) {
+    let (sent, received, segments) = (sock.bytes_sent(), sock.bytes_received(), sock.data_segs_out());
+    let dsacks = sock.dsack_dups();
+    // tcp_disconnect clears the totals: what went down has begun anew, and is not a wrapped difference.
+    if sent < conn.flushed_sent || received < conn.flushed_received {
+        conn.flushed_sent = 0;
+        conn.flushed_received = 0;
+        conn.flushed_segments = 0;
+        conn.flushed_dsacks = 0;
+    }
+    let retransmitted = unattributed(sock, conn);
+    let Some(group) = Group::of(conn.slot) else { return };
+    group.add(group::SENT_BYTES, sent - conn.flushed_sent);
+    group.add(group::RECEIVED_BYTES, received - conn.flushed_received);
+    group.add(group::SENT_SEGMENTS, u64::from(segments.wrapping_sub(conn.flushed_segments)));
+    conn.flushed_sent = sent;
+    conn.flushed_received = received;
+    conn.flushed_segments = segments;
+    if retransmitted != 0 {
+        let cause = match sock.ca_state() {
+            ca_state::RECOVERY => RetransmitCause::Fast,
+            ca_state::LOSS => RetransmitCause::Timeout,
+            _ => RetransmitCause::Other,
+        };
+        attribute(conn, &group, cause, retransmitted);
+    }
+    // A duplicate that the network made is reported like a needless retransmission: never more than we sent again.
+    let mut again = 0;
+    for n in conn.retrans {
+        again += n;
+    }
+    let proven = dsacks.wrapping_sub(conn.flushed_dsacks).min(again.saturating_sub(conn.spurious));
+    conn.flushed_dsacks = dsacks;
+    if proven != 0 {
+        conn.spurious += proven;
+        group.add(group::SPURIOUS, u64::from(proven));
+    }
+}
+
+/// Segments that the kernel counted as retransmitted and we have not.
+#[inline(always)]
+pub fn unattributed(sock: TcpSock, conn: &mut Conn) -> u32 {
+    let total = sock.total_retrans();
+    let delta = total.wrapping_sub(conn.retrans_seen);
+    conn.retrans_seen = total;
+    // Cleared by tcp_disconnect.
+    if delta > u32::MAX / 2 { total } else { delta }
+}
+
+/// Counts retransmitted segments under a cause.
+#[inline(always)]
+pub fn attribute(conn: &mut Conn, group: &Group, cause: RetransmitCause, segments: u32) {
+    let index = cause as usize;
+    if index < conn.retrans.len() {
+        conn.retrans[index] += segments;
+        group.add(group::retransmits(cause), u64::from(segments));
+    }
+}
+
+/// Sets up the state of a connection that is older than our sight of it: what it has counted so far is not ours.
+#[inline(always)]
+pub fn adopt(sock: TcpSock, conn: &mut Conn, direction: tcpwatch_common::state::Direction) {
+    let port = match direction {
+        tcpwatch_common::state::Direction::Inbound => sock.local_port(),
+        _ => sock.remote_port(),
+    };
+    begin(sock, conn, direction, service_slot(direction, port));
+    conn.flags = flag::PARTIAL | flag::COUNTED;
+    conn.flushed_sent = sock.bytes_sent();
+    conn.flushed_received = sock.bytes_received();
+    conn.flushed_segments = sock.data_segs_out();
+    conn.flushed_dsacks = sock.dsack_dups();
+    conn.retrans_seen = sock.total_retrans();
+    // Whether the last sample was of a retransmitted segment is not known.
+    conn.rtt_guard = 1;
+    count(conn.slot, group::ADOPTED, 1);
+}
+
+/// The fields that every fresh state begins with.
+#[inline(always)]
+pub fn begin(sock: TcpSock, conn: &mut Conn, direction: tcpwatch_common::state::Direction, slot: u32) {
+    conn.direction = direction as u8;
+    conn.slot = slot;
+    conn.started_ns = now_ns();
+    conn.rtt_min_us = u32::MAX;
+    conn.cwnd_min = u32::MAX;
+    conn.srtt = sock.srtt_us();
+    conn.delivered = sock.delivered();
+    conn.ca_state = sock.ca_state();
+}
+
+/// What a connection record says beyond the socket and its state.
+pub struct Moment {
+    /// What kind of record.
+    pub kind: Kind,
+    /// State before the event.
+    pub old_state: u8,
+    /// State after it.
+    pub state: u8,
+    /// Cause of a close.
+    pub cause: u8,
+    /// Where a full ring is counted.
+    pub loss: Loss,
+}
+
+/// Emits everything known of a connection.
+#[inline(always)]
+pub fn connection(sock: TcpSock, conn: &mut Conn, moment: &Moment) {
+    record::<ConnRecord>(moment.loss, |place| {
+        // SAFETY: `place` is a reserved record; every field is written, none is read.
+        unsafe { write_connection(place, sock, conn, moment) }
+    });
+    conn.cwnd_min = u32::MAX;
+    conn.cwnd_max = 0;
+}
+
+/// # Safety
+/// `r` points to a reserved record.
+#[inline(always)]
+unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, moment: &Moment) {
+    // Field by field: a whole record would not fit the stack.
+    macro_rules! set {
+        ($($field:ident: $value:expr;)+) => {
+            // SAFETY: a field of the reserved record.
+            unsafe { $((&raw mut (*r).$field).write($value);)+ }
+        };
+    }
+    let (snd_una, snd_nxt, write_seq) = (sock.snd_una(), sock.snd_nxt(), sock.write_seq());
+    let mut key = ConnKey::EMPTY;
+    sock.write_key(&mut key);
+    set! {
+        header: header::<ConnRecord>(moment.kind);
+        cookie: sock.cookie();
+        started_ns: conn.started_ns;
+        established_ns: conn.established_ns;
+        bytes_sent: sock.bytes_sent();
+        bytes_retrans: sock.bytes_retrans();
+        bytes_acked: sock.bytes_acked();
+        bytes_received: sock.bytes_received();
+        rtt_sum_us: conn.rtt_sum_us;
+        key: key;
+        slot: conn.slot;
+        generation: conn.generation;
+        pid: conn.pid;
+        uid: sock.sk_uid();
+        srtt_us: sock.srtt_us() >> 3;
+        mdev_us: sock.mdev_us() >> 2;
+        min_rtt_us: sock.min_rtt_us();
+        rtt_samples: conn.rtt_samples;
+        rtt_last_us: conn.rtt_last_us;
+        rtt_min_us: conn.rtt_min_us;
+        rtt_max_us: conn.rtt_max_us;
+        handshake_us: conn.handshake_us;
+        snd_cwnd: sock.snd_cwnd();
+        snd_ssthresh: sock.snd_ssthresh();
+        cwnd_min: conn.cwnd_min;
+        cwnd_max: conn.cwnd_max;
+        packets_out: sock.packets_out();
+        sacked_out: sock.sacked_out();
+        lost_out: sock.lost_out();
+        retrans_out: sock.retrans_out();
+        snd_wnd: sock.snd_wnd();
+        rcv_wnd: sock.rcv_wnd();
+        mss: sock.mss_cache();
+        rto_jiffies: sock.icsk_rto();
+        segs_out: sock.segs_out();
+        segs_in: sock.segs_in();
+        data_segs_out: sock.data_segs_out();
+        data_segs_in: sock.data_segs_in();
+        delivered: sock.delivered();
+        total_retrans: sock.total_retrans();
+        retrans: conn.retrans;
+        spurious: conn.spurious;
+        retrans_failed: conn.retrans_failed;
+        dsack_dups: sock.dsack_dups();
+        unread_bytes: sock.rcv_nxt().wrapping_sub(sock.copied_seq());
+        unsent_bytes: write_seq.wrapping_sub(snd_nxt);
+        unacked_bytes: snd_nxt.wrapping_sub(snd_una);
+        recoveries: conn.recoveries;
+        ca_us: conn.ca_us;
+        sk_err: sock.sk_err();
+        state: moment.state;
+        old_state: moment.old_state;
+        direction: conn.direction;
+        flags: conn.flags;
+        ca_state: sock.ca_state();
+        backoff: sock.icsk_backoff();
+        cause: moment.cause;
+        reserved: 0;
+        comm: conn.comm;
+        sketch: conn.sketch;
+    }
+}
+
+/// The jiffy from which the next periodic record may be made.
+#[inline(always)]
+pub fn next_sample(now: u64) -> u64 {
+    match SETTINGS.get(0) {
+        Some(&interval) => now + interval,
+        None => now + u64::from(frozen(&HZ)),
+    }
+}

@@ -1,0 +1,14 @@
+//! The kernel programs of tcpwatch, as a library: `src/bin` has one small crate per object, each with the same core of
+//! BTF tracepoints and one kind of reset program, so that a kind that a kernel refuses costs that kind alone.
+//!
+//! Reading order: `entry.rs` (what is attached where), `probes/` (what happens there), `sock.rs` (the only reader of
+//! the kernel's structures), `emit.rs` (the only writer of records), `maps.rs`.
+#![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+pub mod add;
+pub mod config;
+pub mod emit;
+pub mod maps;
+pub mod probes;
+pub mod sock;

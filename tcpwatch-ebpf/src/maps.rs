@@ -1,0 +1,105 @@
+//! Every map, with what it holds and who writes it.
+
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use tcpwatch_common::conn::Conn;
+use tcpwatch_common::record::ResetRecord;
+use tcpwatch_common::counters::{self, DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, reason, slot};
+
+/// State per socket: made when it is first seen, freed by the kernel with the socket.
+#[btf_map]
+pub static SOCKETS: SkStorage<Conn> = SkStorage::new();
+
+/// Records, in order of their making. The size is set by the daemon (`ring_bytes`).
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Counters by group slot. Several programs add: atomic.
+#[map]
+pub static GROUPS: PerCpuArray<[u64; group::WORDS]> = PerCpuArray::with_max_entries(slot::COUNT as u32, 0);
+
+/// Distributions by group slot: the lower half belongs to tcp_probe, the upper half is added to atomically.
+#[map]
+pub static DISTS: PerCpuArray<[u64; dist::WORDS]> = PerCpuArray::with_max_entries(DIST_ENTRIES as u32, 0);
+
+/// RSTs sent by origin, kernel reason and IP version.
+#[map]
+pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(reason::WORDS as u32, 0);
+
+/// What could not be kept, by [`Loss`].
+#[map]
+pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
+
+/// Connections by state; a word goes up and down, and may be negative on one CPU.
+#[map]
+pub static GAUGES: PerCpuArray<u64> = PerCpuArray::with_max_entries(GAUGE_WORDS as u32, 0);
+
+/// Slots of services, by `service_key`; written by the daemon.
+#[map]
+pub static SERVICES: HashMap<u32, u32> = HashMap::with_max_entries(256, 0);
+
+/// Listening sockets by `netns << 16 | port`: how many.
+#[map]
+pub static LISTENERS: HashMap<u64, u64> = HashMap::with_max_entries(8192, 0);
+
+/// A connection that a reset is ending: ties the close to the reset that precedes or follows it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Closing {
+    /// Jiffy of the close.
+    pub jiffy: u64,
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// Group slot of the connection.
+    pub slot: u32,
+    /// State before CLOSE.
+    pub old_state: u8,
+    /// 1 when it was counted as closed by a received reset.
+    pub counted_received: u8,
+    /// Padding.
+    pub reserved: [u8; 2],
+}
+
+/// Closes by reset, by address of the socket; entries are good for a jiffy or two, the rest is left to the LRU.
+#[map]
+pub static CLOSING: LruHashMap<u64, Closing> = LruHashMap::with_max_entries(4096, 0);
+
+/// Records that may still be emitted in the current second.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Tokens {
+    /// Jiffy at which the second began.
+    pub since: u64,
+    /// Records emitted since.
+    pub used: u64,
+}
+
+/// One bucket a program (`counters::bucket`) and CPU.
+#[map]
+pub static TOKENS: PerCpuArray<Tokens> = PerCpuArray::with_max_entries(counters::bucket::COUNT, 0);
+
+/// What the daemon changes while the programs run: word 0 is the sample interval in jiffies.
+#[map]
+pub static SETTINGS: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Who was looked at in this jiffy: tick mode only.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Admitted {
+    /// Hash and ports of the socket.
+    pub identity: u64,
+    /// The jiffy.
+    pub jiffy: u64,
+}
+
+/// Entries of [`ADMITTED`]; a power of two.
+pub const ADMITTED_ENTRIES: u32 = 4096;
+
+/// Direct-mapped, by hash of the socket.
+#[map]
+pub static ADMITTED: PerCpuArray<Admitted> = PerCpuArray::with_max_entries(ADMITTED_ENTRIES, 0);
+
+/// Where the reset programs build their record: one value a program and CPU.
+#[map]
+pub static RESET_SCRATCH: PerCpuArray<ResetRecord> = PerCpuArray::with_max_entries(3, 0);

@@ -1,0 +1,8 @@
+//! One file per question; `entry.rs` ties each to its hook.
+
+pub mod congestion;
+pub mod probe;
+pub mod reset;
+pub mod reset_received;
+pub mod retransmit;
+pub mod state;

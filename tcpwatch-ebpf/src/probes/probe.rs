@@ -1,0 +1,86 @@
+//! tcp_probe: every segment that an established socket receives. The one hot path of the product.
+
+use aya_ebpf::programs::BtfTracePointContext;
+use tcpwatch_common::conn::Conn;
+use tcpwatch_common::counters::{Loss, slot};
+use tcpwatch_common::record::Kind;
+use tcpwatch_common::state::Direction;
+
+use crate::config::{LAYOUT, TICK_MODE, frozen, offset, watched};
+use crate::emit::{self, Moment};
+use crate::maps::{ADMITTED, ADMITTED_ENTRIES};
+use crate::sock::{TcpSock, direction_by_port, jiffies};
+
+/// Takes what the previous segment left behind: the tracepoint fires before this one is processed.
+#[inline(always)]
+pub fn handle(ctx: &BtfTracePointContext) {
+    let sk: *const u8 = ctx.arg(0);
+    let now = jiffies();
+    if frozen(&TICK_MODE) != 0 && !admit(sk, now) {
+        return;
+    }
+    let Some(sock) = TcpSock::cast(sk) else { return };
+    let Some(conn) = sock.state() else {
+        first_sight(sock, now);
+        return;
+    };
+    emit::observe::<true>(sock, conn);
+    if now >= conn.next_emit {
+        sample(sock, conn, now);
+    }
+}
+
+/// False when this socket was already looked at in this jiffy. The identity is a scalar, as the verifier forbids
+/// arithmetic on the pointer; two sockets that share an entry only cost each other the shortcut.
+#[inline(always)]
+fn admit(sk: *const u8, now: u64) -> bool {
+    // SAFETY: typed loads of two neighbouring words of struct sock_common, checked by the verifier.
+    let (hash, ports) = unsafe {
+        let dport = sk.add(usize::from(offset(&LAYOUT.skc_dport)));
+        // skc_hash precedes skc_portpair: u32 hash, be16 dport, u16 num.
+        (core::ptr::read_volatile(dport.sub(4).cast::<u32>()), core::ptr::read_volatile(dport.cast::<u16>()))
+    };
+    let identity = u64::from(hash) << 32 | u64::from(ports);
+    let Some(entry) = ADMITTED.get_ptr_mut(hash & (ADMITTED_ENTRIES - 1)) else { return true };
+    // SAFETY: a value of the map that only this program writes.
+    let entry = unsafe { &mut *entry };
+    if entry.identity == identity && entry.jiffy == now {
+        return false;
+    }
+    entry.identity = identity;
+    entry.jiffy = now;
+    true
+}
+
+#[inline(always)]
+fn sample(sock: TcpSock, conn: &mut Conn, now: u64) {
+    conn.next_emit = emit::next_sample(now);
+    if conn.slot == slot::other(Direction::from_u8(conn.direction)) {
+        let (direction, port) = match Direction::from_u8(conn.direction) {
+            Direction::Inbound => (Direction::Inbound, sock.local_port()),
+            direction => (direction, sock.remote_port()),
+        };
+        // A service may have got its slot since; what was counted stays where it is.
+        conn.slot = emit::service_slot(direction, port);
+    }
+    emit::flush(sock, conn);
+    let state = sock.skc_state();
+    let moment = Moment { kind: Kind::Sample, old_state: state, state, cause: 0, loss: Loss::RingSample };
+    emit::connection(sock, conn, &moment);
+}
+
+/// A connection that was established before the daemon, or whose state could not be kept when it was opened.
+#[inline(always)]
+fn first_sight(sock: TcpSock, now: u64) {
+    let netns = sock.netns();
+    if !watched(netns) {
+        return;
+    }
+    let Some(conn) = sock.state_or_new() else {
+        emit::lost(Loss::StorageProbe);
+        return;
+    };
+    emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
+    emit::gauge(conn, sock.skc_state());
+    sample(sock, conn, now);
+}

@@ -1,0 +1,280 @@
+//! Every RST that this host's TCP sends, active or passive.
+//!
+//! The program is cold and its arguments may be NULL, a minisock or a request: some verifiers refuse to touch them
+//! before a check, others take them for never NULL and drop the check. So nothing here is a typed load: everything is
+//! copied with bpf_probe_read_kernel, from a raw tracepoint, fentry or kprobe alike. The record is built in a scratch
+//! value of the program's own, as it and the headers would not both fit the stack.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use core::mem::MaybeUninit;
+use tcpwatch_common::close::CloseCause;
+use tcpwatch_common::counters::{Loss, bucket, group, reason as reason_word, slot};
+use tcpwatch_common::layout::{ABSENT, Field};
+use tcpwatch_common::record::{Kind, ResetRecord};
+use tcpwatch_common::reset::{REASONS, ReasonHint, ResetFacts, ResetOrigin, cause};
+use tcpwatch_common::state::{Direction, TcpState};
+
+use crate::add::atomic_add;
+use crate::config::{LAYOUT, REASON_HINTS, offset, watched};
+use crate::emit::{self, Group};
+use crate::maps::{self, CLOSING, Closing, EVENTS, RESET_SCRATCH};
+use crate::sock::{AF_INET6, direction_by_port, is_mapped, jiffies, mapped};
+
+/// `SOCK_LINGER` of `enum sock_flags`, include/net/sock.h.
+const SOCK_LINGER: u64 = 1 << 4;
+/// Flag bits of the 14th byte of a TCP header.
+const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
+const TCP_ACK: u8 = 0x10;
+/// Jiffies within which a reset belongs to the close of the same socket.
+const SAME_CLOSE: u64 = 2;
+/// `RTN_LOCAL`, include/uapi/linux/rtnetlink.h.
+const RTN_LOCAL: u16 = 2;
+/// `RTF_LOCAL`, include/uapi/linux/ipv6_route.h.
+const RTF_LOCAL: u32 = 0x8000_0000;
+/// `SKB_DST_PTRMASK`, include/linux/skbuff.h: the lowest bit says that no reference is held.
+const DST_MASK: u64 = !1;
+
+/// The program that calls: each has a scratch value of its own, as one may interrupt another.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Program {
+    /// The tracepoint, or `tcp_send_active_reset`.
+    Active = 0,
+    /// `tcp_v4_send_reset`.
+    PassiveV4 = 1,
+    /// `tcp_v6_send_reset`.
+    PassiveV6 = 2,
+}
+
+/// Where the call came from.
+pub struct Call {
+    /// The program.
+    pub program: Program,
+    /// Socket, or null.
+    pub sk: *const u8,
+    /// The segment that caused it, or null for an active reset.
+    pub skb: *const u8,
+    /// The kernel's reason; `None` on kernels that give none.
+    pub reason: Option<u32>,
+    /// Active or passive.
+    pub origin: ResetOrigin,
+}
+
+#[inline(always)]
+fn copy<T: Copy>(base: *const u8, at: usize) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    if !copy_to(value.as_mut_ptr(), base, at) {
+        return None;
+    }
+    // SAFETY: filled when the helper did not fail; every T is an integer or an array of them.
+    Some(unsafe { value.assume_init() })
+}
+
+#[inline(always)]
+fn copy_to<T>(to: *mut T, base: *const u8, at: usize) -> bool {
+    // SAFETY: the helper checks the kernel address, and fills the value or fails; a wrong address is no fault.
+    unsafe { bpf_probe_read_kernel(to.cast(), size_of::<T>() as u32, base.wrapping_add(at).cast()) == 0 }
+}
+
+#[inline(always)]
+fn field<T: Copy + Default>(base: *const u8, field: &'static Field) -> T {
+    let at = offset(field);
+    if at == ABSENT {
+        return T::default();
+    }
+    copy(base, usize::from(at)).unwrap_or_default()
+}
+
+/// A RST is being sent.
+#[inline(always)]
+pub fn handle(call: &Call) {
+    let Some(r) = RESET_SCRATCH.get_ptr_mut(call.program as u32) else { return };
+    // SAFETY: a value of the map that only the calling program uses, and no program nests in itself.
+    let r = unsafe { &mut *r };
+    let state: u8 = if call.sk.is_null() { 0 } else { field(call.sk, &LAYOUT.skc_state) };
+    let full = state != 0 && state != TcpState::TimeWait as u8 && state != TcpState::NewSynRecv as u8;
+    let parsed = !call.skb.is_null() && parse(call.skb, r);
+    if !parsed {
+        (r.seq, r.ack, r.tcp_flags) = (0, 0, 0);
+        socket_key(call.sk, full, r);
+    }
+    r.key.reserved = 0;
+    r.key.netns =
+        if call.sk.is_null() { netns_of_segment(call.skb) } else { netns_of(field(call.sk, &LAYOUT.skc_net)) };
+    if !watched(r.key.netns) {
+        return;
+    }
+    let why = cause(&ResetFacts {
+        origin: call.origin,
+        hint: hint(call.reason),
+        state,
+        shutdown: if full { field(call.sk, &LAYOUT.sk_shutdown) } else { 0 },
+        linger_zero: full && linger_zero(call.sk),
+        syn: r.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+    });
+    r.state = state;
+    r.cookie = 0;
+    r.slot = slot_of(r, full);
+    if full {
+        r.cookie = field(call.sk, &LAYOUT.skc_cookie);
+        ended_just_now(call, r);
+    }
+    if let Some(group) = Group::of(r.slot) {
+        group.add(group::resets(call.origin, why), 1);
+    }
+    let word = reason_word::index(call.origin, call.reason.unwrap_or(0), r.key.ip_version);
+    if let Some(total) = maps::REASONS.get_ptr_mut(word as u32) {
+        // SAFETY: a value of the map.
+        unsafe { atomic_add(total, 1) }
+    }
+    if emit::allowed(bucket::RESET, Loss::ThrottledReset) {
+        r.header = emit::header::<ResetRecord>(Kind::Reset);
+        r.reason = call.reason.unwrap_or(u32::MAX);
+        (r.unread_bytes, r.unacked_bytes) = if full { queues(call.sk) } else { (0, 0) };
+        (r.origin, r.cause) = (call.origin as u8, why as u8);
+        if EVENTS.output::<ResetRecord>(&*r, 0).is_err() {
+            emit::lost(Loss::RingReset);
+        }
+    }
+}
+
+/// For the kernels whose functions, unlike the tracepoint, are also entered when no RST will be sent: the answer to a
+/// RST, and to a segment without socket that is not addressed to this host.
+#[inline(always)]
+pub fn will_be_sent(call: &Call) -> bool {
+    let head = field::<u64>(call.skb, &LAYOUT.skb_head) as *const u8;
+    let transport = usize::from(field::<u16>(call.skb, &LAYOUT.skb_transport_header));
+    let flags: u8 = copy(head, transport + 13).unwrap_or(0);
+    if flags & TCP_RST != 0 {
+        return false;
+    }
+    let route = (field::<u64>(call.skb, &LAYOUT.skb_refdst) & DST_MASK) as *const u8;
+    if !call.sk.is_null() || route.is_null() {
+        return true;
+    }
+    match call.program {
+        Program::PassiveV6 if offset(&LAYOUT.rt6i_flags) != ABSENT => {
+            field::<u32>(route, &LAYOUT.rt6i_flags) & RTF_LOCAL != 0
+        }
+        Program::PassiveV4 if offset(&LAYOUT.rt_type) != ABSENT => field::<u16>(route, &LAYOUT.rt_type) == RTN_LOCAL,
+        _ => true,
+    }
+}
+
+#[inline(always)]
+fn hint(reason: Option<u32>) -> ReasonHint {
+    let Some(reason) = reason else { return ReasonHint::None };
+    let index = reason as usize;
+    if index >= REASONS {
+        return ReasonHint::None;
+    }
+    // SAFETY: within the table; read volatile because the daemon fills it in.
+    ReasonHint::from_u8(unsafe { core::ptr::read_volatile(REASON_HINTS.as_ptr().add(index)) })
+}
+
+#[inline(always)]
+fn linger_zero(sk: *const u8) -> bool {
+    field::<u64>(sk, &LAYOUT.skc_flags) & SOCK_LINGER != 0 && field::<u64>(sk, &LAYOUT.sk_lingertime) == 0
+}
+
+/// Received and not read, sent and not acknowledged, bytes.
+#[inline(always)]
+fn queues(sk: *const u8) -> (u32, u32) {
+    let difference = |to: &'static Field, from: &'static Field| field::<u32>(sk, to).wrapping_sub(field(sk, from));
+    (difference(&LAYOUT.rcv_nxt, &LAYOUT.copied_seq), difference(&LAYOUT.snd_nxt, &LAYOUT.snd_una))
+}
+
+#[inline(always)]
+fn netns_of(net: u64) -> u32 {
+    if net == 0 { 0 } else { field(net as *const u8, &LAYOUT.netns_inum) }
+}
+
+#[inline(always)]
+fn netns_of_segment(skb: *const u8) -> u32 {
+    if skb.is_null() {
+        return 0;
+    }
+    let device: u64 = field(skb, &LAYOUT.skb_dev);
+    if device == 0 { 0 } else { netns_of(field(device as *const u8, &LAYOUT.dev_net)) }
+}
+
+/// Takes both ends, sequence numbers and flags from the headers of the causing segment, as seen from this host.
+#[inline(always)]
+fn parse(skb: *const u8, r: &mut ResetRecord) -> bool {
+    let head = field::<u64>(skb, &LAYOUT.skb_head) as *const u8;
+    let network = usize::from(field::<u16>(skb, &LAYOUT.skb_network_header));
+    let transport = usize::from(field::<u16>(skb, &LAYOUT.skb_transport_header));
+    let Some(tcp) = copy::<[u8; 16]>(head, transport) else { return false };
+    r.key.remote_port = u16::from_be_bytes([tcp[0], tcp[1]]);
+    r.key.local_port = u16::from_be_bytes([tcp[2], tcp[3]]);
+    r.seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+    r.ack = u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]);
+    r.tcp_flags = tcp[13];
+    let Some(first) = copy::<u8>(head, network) else { return false };
+    if first >> 4 == 6 {
+        r.key.ip_version = 6;
+        copy_to(&raw mut r.key.remote, head, network + 8) && copy_to(&raw mut r.key.local, head, network + 24)
+    } else {
+        r.key.ip_version = 4;
+        r.key.remote = mapped(copy(head, network + 12).unwrap_or(0));
+        r.key.local = mapped(copy(head, network + 16).unwrap_or(0));
+        true
+    }
+}
+
+/// Takes both ends from a full socket, or nothing.
+#[inline(always)]
+fn socket_key(sk: *const u8, full: bool, r: &mut ResetRecord) {
+    r.key.ip_version = 4;
+    if !full {
+        (r.key.local, r.key.remote) = ([0; 16], [0; 16]);
+        (r.key.local_port, r.key.remote_port) = (0, 0);
+        return;
+    }
+    r.key.local_port = u16::from_be(field(sk, &LAYOUT.inet_sport));
+    r.key.remote_port = u16::from_be(field(sk, &LAYOUT.skc_dport));
+    let v6 = offset(&LAYOUT.skc_v6_daddr) != ABSENT && field::<u16>(sk, &LAYOUT.skc_family) == AF_INET6;
+    if v6
+        && copy_to(&raw mut r.key.remote, sk, usize::from(offset(&LAYOUT.skc_v6_daddr)))
+        && copy_to(&raw mut r.key.local, sk, usize::from(offset(&LAYOUT.skc_v6_rcv_saddr)))
+    {
+        r.key.ip_version = if is_mapped(&r.key.remote) { 4 } else { 6 };
+    } else {
+        r.key.local = mapped(field(sk, &LAYOUT.skc_rcv_saddr));
+        r.key.remote = mapped(field(sk, &LAYOUT.skc_daddr));
+    }
+}
+
+#[inline(always)]
+fn slot_of(r: &ResetRecord, full: bool) -> u32 {
+    match direction_by_port(r.key.netns, r.key.local_port) {
+        Direction::Inbound => emit::service_slot(Direction::Inbound, r.key.local_port),
+        _ if full => emit::service_slot(Direction::Outbound, r.key.remote_port),
+        _ => slot::NONE,
+    }
+}
+
+/// When this socket was closed a moment ago: takes what the close knew, and if that was counted as a received reset,
+/// moves the count. Data that arrives for an orphan looks like a received reset until the passive one is sent.
+#[inline(always)]
+fn ended_just_now(call: &Call, r: &mut ResetRecord) {
+    let Some(closing) = CLOSING.get_ptr_mut(call.sk as u64) else { return };
+    // SAFETY: a value of the map; one socket is not reset on two CPUs at once.
+    let closing: &mut Closing = unsafe { &mut *closing };
+    if jiffies().wrapping_sub(closing.jiffy) > SAME_CLOSE {
+        return;
+    }
+    r.slot = closing.slot;
+    r.state = closing.old_state;
+    r.cookie = closing.cookie;
+    if closing.counted_received == 0 || matches!(call.origin, ResetOrigin::Active) {
+        return;
+    }
+    closing.counted_received = 0;
+    if let Some(group) = Group::of(closing.slot) {
+        group.add(group::closed(CloseCause::ResetReceived), u64::MAX);
+        group.add(group::closed(CloseCause::ResetSent), 1);
+        group.add(group::received(closing.old_state), u64::MAX);
+    }
+}

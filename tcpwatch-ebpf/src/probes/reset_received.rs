@@ -1,0 +1,60 @@
+//! tcp_receive_reset: a RST that ends a full socket, or data for an orphan, which the kernel treats alike until the
+//! passive reset that follows (see `probes/reset.rs`).
+
+use aya_ebpf::programs::BtfTracePointContext;
+use tcpwatch_common::close::flag;
+use tcpwatch_common::conn::ConnKey;
+use tcpwatch_common::counters::{Loss, bucket, group};
+use tcpwatch_common::record::{Kind, ResetRecord};
+use tcpwatch_common::reset::{ResetCause, ResetOrigin};
+use tcpwatch_common::state::Direction;
+
+use crate::config::watched;
+use crate::emit;
+use crate::sock::{TcpSock, direction_by_port};
+
+/// Remembers it for the close that follows at once, and counts it by state.
+#[inline(always)]
+pub fn handle(ctx: &BtfTracePointContext) {
+    let sk: *const u8 = ctx.arg(0);
+    let Some(sock) = TcpSock::cast(sk) else { return };
+    let netns = sock.netns();
+    if !watched(netns) {
+        return;
+    }
+    let state = sock.skc_state();
+    let slot = if let Some(conn) = sock.state() {
+        conn.flags |= flag::RST_RECEIVED;
+        conn.slot
+    } else {
+        let direction = direction_by_port(netns, sock.local_port());
+        let port = if direction == Direction::Inbound { sock.local_port() } else { sock.remote_port() };
+        emit::service_slot(direction, port)
+    };
+    emit::count(slot, group::received(state), 1);
+    if !emit::allowed(bucket::RECEIVED, Loss::ThrottledReceived) {
+        return;
+    }
+    emit::record::<ResetRecord>(Loss::RingReceived, |place| {
+        let mut key = ConnKey::EMPTY;
+        sock.write_key(&mut key);
+        // SAFETY: a reserved record.
+        unsafe {
+            place.write(ResetRecord {
+                header: emit::header::<ResetRecord>(Kind::ResetReceived),
+                cookie: sock.cookie(),
+                key,
+                slot,
+                reason: u32::MAX,
+                seq: 0,
+                ack: 0,
+                unread_bytes: sock.rcv_nxt().wrapping_sub(sock.copied_seq()),
+                unacked_bytes: sock.snd_nxt().wrapping_sub(sock.snd_una()),
+                origin: ResetOrigin::Passive as u8,
+                cause: ResetCause::Unknown as u8,
+                state,
+                tcp_flags: 0,
+            });
+        }
+    });
+}

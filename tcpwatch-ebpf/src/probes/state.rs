@@ -1,0 +1,238 @@
+//! inet_sock_set_state: a connection's life from SYN_SENT or ESTABLISHED to CLOSE, and listeners.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_sk_storage_delete};
+use aya_ebpf::programs::BtfTracePointContext;
+use core::ptr;
+use tcpwatch_common::close::{self, CloseCause, flag};
+use tcpwatch_common::conn::{COMM_LEN, Conn, ConnKey};
+use tcpwatch_common::counters::{HANDSHAKE_UNIT_US, Loss, group};
+use tcpwatch_common::hist::log2_bucket;
+use tcpwatch_common::record::{Kind, ListenerRecord};
+use tcpwatch_common::state::{Direction, TcpState};
+
+use crate::add::atomic_add;
+use crate::config::watched;
+use crate::emit::{self, Group, Moment};
+use crate::maps::{CLOSING, Closing, LISTENERS, SOCKETS};
+use crate::sock::{TcpSock, direction_by_port, jiffies, listener_key};
+
+const ESTABLISHED: u8 = TcpState::Established as u8;
+const SYN_SENT: u8 = TcpState::SynSent as u8;
+const SYN_RECV: u8 = TcpState::SynRecv as u8;
+const CLOSE: u8 = TcpState::Close as u8;
+const LISTEN: u8 = TcpState::Listen as u8;
+
+/// A socket moves from one state to another.
+#[inline(always)]
+pub fn handle(ctx: &BtfTracePointContext) {
+    let sk: *const u8 = ctx.arg(0);
+    let old = ctx.arg::<i32>(1) as u8;
+    let new = ctx.arg::<i32>(2) as u8;
+    let Some(sock) = TcpSock::cast(sk) else { return };
+    let netns = sock.netns();
+    if !watched(netns) {
+        return;
+    }
+    match (old, new) {
+        (_, LISTEN) => listener(ctx, sock, netns, true),
+        (LISTEN, CLOSE) => listener(ctx, sock, netns, false),
+        // The child of a listener: it is counted when the handshake is complete.
+        (_, SYN_RECV) => {}
+        (_, SYN_SENT) => connecting(ctx, sock),
+        (_, ESTABLISHED) => established(sock, old),
+        (_, CLOSE) => closed(sock, netns, old),
+        (_, _) => moved(sock, netns, old, new),
+    }
+}
+
+#[inline(always)]
+fn connecting(ctx: &BtfTracePointContext, sock: TcpSock) {
+    let mut generation = 0;
+    if let Some(conn) = sock.state() {
+        // The socket was connected before, and tcp_disconnect has cleared its totals.
+        generation = conn.generation + 1;
+        // SAFETY: the helpers take any full socket and our own map.
+        unsafe { bpf_sk_storage_delete(ptr::addr_of!(SOCKETS).cast_mut().cast(), sock.as_ptr().cast()) };
+    }
+    let Some(conn) = sock.state_or_new() else {
+        emit::lost(Loss::StorageState);
+        return;
+    };
+    emit::begin(sock, conn, Direction::Outbound, emit::service_slot(Direction::Outbound, sock.remote_port()));
+    conn.generation = generation;
+    // connect() runs in the process that owns the socket.
+    conn.pid = ctx.tgid();
+    // SAFETY: the buffer is part of a map value and has the length that is given.
+    unsafe { bpf_get_current_comm(conn.comm.as_mut_ptr().cast(), COMM_LEN as u32) };
+    emit::gauge(conn, SYN_SENT);
+}
+
+#[inline(always)]
+fn established(sock: TcpSock, old: u8) {
+    let Some(conn) = sock.state_or_new() else {
+        emit::lost(Loss::StorageState);
+        let (direction, port) = if old == SYN_SENT {
+            (Direction::Outbound, sock.remote_port())
+        } else {
+            (Direction::Inbound, sock.local_port())
+        };
+        emit::count(emit::service_slot(direction, port), group::OPENED, 1);
+        return;
+    };
+    let retransmitted = sock.total_retrans() != 0;
+    if conn.started_ns == 0 {
+        // A child of a listener, or a SYN_SENT whose state could not be kept. Its SYN-ACKs were counted at the listener.
+        let (direction, port) = if old == SYN_SENT {
+            (Direction::Outbound, sock.remote_port())
+        } else {
+            (Direction::Inbound, sock.local_port())
+        };
+        emit::begin(sock, conn, direction, emit::service_slot(direction, port));
+        conn.retrans_seen = sock.total_retrans();
+    }
+    conn.srtt = sock.srtt_us();
+    conn.delivered = sock.delivered();
+    conn.established_ns = emit::now_ns();
+    conn.flags |= flag::COUNTED;
+    conn.next_emit = emit::next_sample(jiffies());
+    emit::gauge(conn, ESTABLISHED);
+    if let Some(group) = Group::of(conn.slot) {
+        group.add(group::OPENED, 1);
+        // With a retransmission the sample may be that of either SYN (RFC 6298, Karn).
+        let us = conn.srtt >> 3;
+        if us != 0 && !retransmitted {
+            conn.handshake_us = us;
+            group.add(group::HANDSHAKE_SUM, u64::from(us));
+            group.add(group::HANDSHAKE + log2_bucket(us.div_ceil(HANDSHAKE_UNIT_US)) as usize, 1);
+        }
+    }
+    let moment =
+        Moment { kind: Kind::Open, old_state: old, state: ESTABLISHED, cause: 0, loss: Loss::RingState };
+    emit::connection(sock, conn, &moment);
+}
+
+/// Between ESTABLISHED and CLOSE, where tcp_probe is silent: read here what it would have read.
+#[inline(always)]
+fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
+    let Some(conn) = known_or_adopted(sock, netns) else { return };
+    conn.flags |= close::fin_flag(conn.flags, new);
+    let _ = old;
+    emit::observe::<false>(sock, conn);
+    emit::flush(sock, conn);
+    emit::gauge(conn, new);
+}
+
+#[inline(always)]
+fn closed(sock: TcpSock, netns: u32, old: u8) {
+    let err = sock.sk_err();
+    if old == SYN_RECV && sock.state().is_none() {
+        let slot = emit::service_slot(Direction::Inbound, sock.local_port());
+        emit::count(slot, group::closed(CloseCause::FailedOpen), 1);
+        return;
+    }
+    let Some(conn) = known_or_adopted(sock, netns) else {
+        let direction = direction_by_port(netns, sock.local_port());
+        let port = if direction == Direction::Inbound { sock.local_port() } else { sock.remote_port() };
+        let flags = if old == SYN_SENT { 0 } else { flag::COUNTED };
+        emit::count(emit::service_slot(direction, port), group::closed(close::cause(flags, old, err)), 1);
+        return;
+    };
+    if conn.flags & flag::CLOSED != 0 {
+        return;
+    }
+    let cause = close::cause(conn.flags, old, err);
+    conn.flags |= flag::CLOSED;
+    emit::observe::<false>(sock, conn);
+    emit::flush(sock, conn);
+    emit::gauge(conn, CLOSE);
+    if let Some(group) = Group::of(conn.slot) {
+        group.add(group::closed(cause), 1);
+        if conn.established_ns != 0 {
+            let us = (emit::now_ns() - conn.established_ns) / 1000;
+            group.add(group::DURATION_SUM, us);
+            let ms = us.div_ceil(1000).min(u64::from(u32::MAX)) as u32;
+            group.add(group::DURATION + log2_bucket(ms) as usize, 1);
+        }
+    }
+    if matches!(cause, CloseCause::ResetSent | CloseCause::ResetReceived) {
+        tie_to_reset(sock, conn, old, cause);
+    }
+    let moment =
+        Moment { kind: Kind::Close, old_state: old, state: CLOSE, cause: cause as u8, loss: Loss::RingState };
+    emit::connection(sock, conn, &moment);
+}
+
+/// The reset that this close belongs to is sent after this transition; its program cannot read socket storage.
+#[inline(always)]
+fn tie_to_reset(sock: TcpSock, conn: &Conn, old: u8, cause: CloseCause) {
+    let key = sock.as_ptr() as u64;
+    let value = Closing {
+        jiffy: jiffies(),
+        cookie: sock.cookie(),
+        slot: conn.slot,
+        old_state: old,
+        counted_received: u8::from(matches!(cause, CloseCause::ResetReceived)),
+        reserved: [0; 2],
+    };
+    if CLOSING.insert(key, value, 0).is_err() {
+        emit::lost(Loss::MapClosing);
+    }
+}
+
+#[inline(always)]
+fn known_or_adopted(sock: TcpSock, netns: u32) -> Option<&'static mut Conn> {
+    if let Some(conn) = sock.state() {
+        return Some(conn);
+    }
+    let Some(conn) = sock.state_or_new() else {
+        emit::lost(Loss::StorageState);
+        return None;
+    };
+    emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
+    Some(conn)
+}
+
+#[inline(always)]
+fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
+    let key = listener_key(netns, sock.local_port());
+    match LISTENERS.get_ptr_mut(key) {
+        // SAFETY: a value of the map; listeners that share a port may change on two CPUs at once.
+        Some(count) => unsafe {
+            atomic_add(count, if up { 1 } else { u64::MAX });
+            if !up && *count == 0 {
+                let _gone_already = LISTENERS.remove(key);
+            }
+        },
+        None if up => {
+            if LISTENERS.insert(key, 1, 0).is_err() {
+                emit::lost(Loss::MapListener);
+            }
+        }
+        None => {}
+    }
+    emit::record::<ListenerRecord>(Loss::RingState, |place| {
+        let mut key = ConnKey::EMPTY;
+        sock.write_key(&mut key);
+        // SAFETY: a reserved record.
+        unsafe {
+            place.write(ListenerRecord {
+                header: emit::header::<ListenerRecord>(Kind::Listener),
+                cookie: sock.cookie(),
+                key,
+                backlog: sock.sk_max_ack_backlog(),
+                up: u32::from(up),
+                pid: ctx.tgid(),
+            });
+        }
+    });
+}
+
+/// The socket ends: whatever state it still had in the gauge goes with it.
+#[inline(always)]
+pub fn destroyed(ctx: &BtfTracePointContext) {
+    let sk: *const u8 = ctx.arg(0);
+    let Some(sock) = TcpSock::cast(sk) else { return };
+    let Some(conn) = sock.state() else { return };
+    emit::gauge(conn, CLOSE);
+}

@@ -1,0 +1,237 @@
+//! The only reader of the kernel's structures: typed loads at the offsets of [`LAYOUT`].
+
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_jiffies64, bpf_sk_storage_get, bpf_skc_to_tcp_sock};
+use core::ptr::{self, NonNull};
+use tcpwatch_common::conn::{Conn, ConnKey};
+use tcpwatch_common::layout::{ABSENT, Field};
+use tcpwatch_common::state::Direction;
+
+use crate::config::{LAYOUT, offset};
+use crate::maps::{LISTENERS, SOCKETS};
+
+/// `AF_INET6`.
+pub const AF_INET6: u16 = 10;
+/// `BPF_SK_STORAGE_GET_F_CREATE`.
+const CREATE: u64 = 1;
+
+/// A `struct tcp_sock` that the verifier has seen cast.
+#[derive(Clone, Copy)]
+pub struct TcpSock(NonNull<u8>);
+
+/// Declares readers of whole-integer fields.
+macro_rules! readers {
+    ($($name:ident: $t:ty;)+) => {$(
+        #[doc = concat!("`", stringify!($name), "`; 0 when this kernel does not have it.")]
+        #[inline(always)]
+        pub fn $name(self) -> $t {
+            self.read(&LAYOUT.$name)
+        }
+    )+};
+}
+
+impl TcpSock {
+    /// The socket as a `struct tcp_sock`; `None` for a minisock, or a socket that is not TCP.
+    #[inline(always)]
+    pub fn cast(sk: *const u8) -> Option<Self> {
+        // SAFETY: the helper checks the socket's type; the verifier checks that `sk` is one.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) };
+        NonNull::new(tcp.cast::<u8>()).map(Self)
+    }
+
+    /// The pointer itself.
+    #[inline(always)]
+    pub fn as_ptr(self) -> *mut u8 {
+        self.0.as_ptr()
+    }
+
+    #[inline(always)]
+    fn read<T: Copy + Default>(self, field: &'static Field) -> T {
+        let at = offset(field);
+        if at == ABSENT {
+            return T::default();
+        }
+        // SAFETY: the verifier knows the offset as a constant and checks the load against the kernel's own types.
+        unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at)).cast::<T>()) }
+    }
+
+    readers! {
+        skc_family: u16;
+        skc_state: u8;
+        sk_err: i32;
+        sk_shutdown: u8;
+        sk_uid: u32;
+        sk_max_ack_backlog: u32;
+        icsk_retransmits: u8;
+        icsk_pending: u8;
+        icsk_backoff: u8;
+        icsk_rto: u32;
+        srtt_us: u32;
+        mdev_us: u32;
+        snd_cwnd: u32;
+        snd_ssthresh: u32;
+        snd_wnd: u32;
+        rcv_wnd: u32;
+        snd_una: u32;
+        snd_nxt: u32;
+        write_seq: u32;
+        rcv_nxt: u32;
+        copied_seq: u32;
+        packets_out: u32;
+        sacked_out: u32;
+        lost_out: u32;
+        retrans_out: u32;
+        total_retrans: u32;
+        dsack_dups: u32;
+        bytes_sent: u64;
+        bytes_retrans: u64;
+        bytes_acked: u64;
+        bytes_received: u64;
+        segs_in: u32;
+        segs_out: u32;
+        data_segs_in: u32;
+        data_segs_out: u32;
+        delivered: u32;
+        mss_cache: u32;
+    }
+
+    /// `icsk_ca_state`, a bit field.
+    #[inline(always)]
+    pub fn ca_state(self) -> u8 {
+        let byte: u8 = self.read(&LAYOUT.icsk_ca_state);
+        let (shift, bits) =
+            (crate::config::frozen(&LAYOUT.icsk_ca_state.shift), crate::config::frozen(&LAYOUT.icsk_ca_state.bits));
+        if bits == 0 { byte } else { (byte >> (shift & 7)) & ((1_u16 << (bits & 15)) - 1) as u8 }
+    }
+
+    /// Smallest RTT of the kernel's window, µs: `rtt_min.s[0].v`.
+    #[inline(always)]
+    pub fn min_rtt_us(self) -> u32 {
+        let at = offset(&LAYOUT.rtt_min);
+        if at == ABSENT {
+            return 0;
+        }
+        // SAFETY: as in `read`; `v` follows the 4 bytes of `t` in struct minmax_sample.
+        unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at) + 4).cast::<u32>()) }
+    }
+
+    /// Our port, host byte order. `skc_num` is 0 at SYN_SENT and CLOSE, `inet_sport` is not.
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        u16::from_be(self.read(&LAYOUT.inet_sport))
+    }
+
+    /// The peer's port, host byte order.
+    #[inline(always)]
+    pub fn remote_port(self) -> u16 {
+        u16::from_be(self.read(&LAYOUT.skc_dport))
+    }
+
+    /// Inode number of the network namespace.
+    #[inline(always)]
+    pub fn netns(self) -> u32 {
+        let net: *const u8 = {
+            let at = usize::from(offset(&LAYOUT.skc_net));
+            // SAFETY: a typed load of a pointer, checked by the verifier.
+            unsafe { ptr::read_volatile(self.as_ptr().add(at).cast::<*const u8>()) }
+        };
+        // SAFETY: the verifier knows what `net` points to; a fault reads 0.
+        unsafe { ptr::read_volatile(net.add(usize::from(offset(&LAYOUT.netns_inum))).cast::<u32>()) }
+    }
+
+    /// The kernel's cookie of the socket.
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        // SAFETY: the helper takes any full socket.
+        unsafe { bpf_get_socket_cookie(self.as_ptr().cast()) }
+    }
+
+    /// Writes both ends to `key`.
+    #[inline(always)]
+    pub fn write_key(self, key: &mut ConnKey) {
+        key.local_port = self.local_port();
+        key.remote_port = self.remote_port();
+        key.reserved = 0;
+        key.netns = self.netns();
+        if self.skc_family() == AF_INET6 && offset(&LAYOUT.skc_v6_daddr) != ABSENT {
+            key.local = self.address6(&LAYOUT.skc_v6_rcv_saddr);
+            key.remote = self.address6(&LAYOUT.skc_v6_daddr);
+            key.ip_version = if is_mapped(&key.remote) { 4 } else { 6 };
+        } else {
+            key.local = mapped(self.read(&LAYOUT.skc_rcv_saddr));
+            key.remote = mapped(self.read(&LAYOUT.skc_daddr));
+            key.ip_version = 4;
+        }
+    }
+
+    #[inline(always)]
+    fn address6(self, field: &'static Field) -> [u8; 16] {
+        let at = usize::from(offset(field));
+        let mut address = [0_u8; 16];
+        let words = address.as_mut_ptr().cast::<u64>();
+        // SAFETY: two typed loads of 8 bytes within struct in6_addr; `address` has room for both, unaligned.
+        unsafe {
+            words.write_unaligned(ptr::read_volatile(self.as_ptr().add(at).cast::<u64>()));
+            words.add(1).write_unaligned(ptr::read_volatile(self.as_ptr().add(at + 8).cast::<u64>()));
+        }
+        address
+    }
+
+    /// The state of this socket, if it has any.
+    #[inline(always)]
+    pub fn state(self) -> Option<&'static mut Conn> {
+        self.storage(0)
+    }
+
+    /// The state of this socket, all zero when it is new; `None` when the kernel has no memory for it.
+    #[inline(always)]
+    pub fn state_or_new(self) -> Option<&'static mut Conn> {
+        self.storage(CREATE)
+    }
+
+    #[inline(always)]
+    fn storage(self, flags: u64) -> Option<&'static mut Conn> {
+        let map = ptr::addr_of!(SOCKETS).cast_mut();
+        // SAFETY: the helper returns a value of the map's type, which lives as long as the socket, or null.
+        unsafe { bpf_sk_storage_get(map.cast(), self.as_ptr().cast(), ptr::null_mut(), flags).cast::<Conn>().as_mut() }
+    }
+}
+
+/// The v4-mapped form of an IPv4 address in network byte order.
+#[inline(always)]
+pub fn mapped(v4: u32) -> [u8; 16] {
+    let b = v4.to_ne_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3]]
+}
+
+/// Whether an address is IPv4 in its v4-mapped form.
+#[inline(always)]
+pub fn is_mapped(a: &[u8; 16]) -> bool {
+    let p = a.as_ptr();
+    // SAFETY: 12 bytes within an array of 16.
+    let (high, low) = unsafe { (p.cast::<u64>().read_unaligned(), p.add(8).cast::<u32>().read_unaligned()) };
+    high == 0 && low == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+}
+
+/// Jiffies since boot.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_jiffies64() }
+}
+
+/// Key of a listening port.
+#[inline(always)]
+pub fn listener_key(netns: u32, port: u16) -> u64 {
+    u64::from(netns) << 16 | u64::from(port)
+}
+
+/// The direction of a connection of which only the ports are known: inbound when something listens on ours.
+#[inline(always)]
+pub fn direction_by_port(netns: u32, local_port: u16) -> Direction {
+    let key = listener_key(netns, local_port);
+    // SAFETY: the value is copied at once.
+    match unsafe { LISTENERS.get(key) } {
+        Some(_) => Direction::Inbound,
+        None => Direction::Unknown,
+    }
+}

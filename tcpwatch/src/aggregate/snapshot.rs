@@ -1,0 +1,147 @@
+//! The one model that every output reads: a consistent picture of a moment, never changed after it was published.
+
+use std::sync::Arc;
+
+use tcpwatch_common::counters::{Loss, dist, group};
+use tcpwatch_common::record::Kind;
+use tcpwatch_common::state::{Direction, STATES};
+
+/// The value of the metric label `service`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Service {
+    /// A port: listening for inbound connections, remote for outbound ones.
+    Port(u16),
+    /// Every service without a place of its own.
+    Other,
+    /// No service: resets that neither a listener nor a connection explains.
+    None,
+}
+
+impl Service {
+    /// The value of the metric label.
+    pub(crate) fn label(self) -> String {
+        match self {
+            Self::Port(port) => port.to_string(),
+            Self::Other => "other".to_owned(),
+            Self::None => "none".to_owned(),
+        }
+    }
+}
+
+/// Totals of one group since the daemon attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GroupTotals {
+    /// Which end opened the connections.
+    pub(crate) direction: Direction,
+    /// What they are for.
+    pub(crate) service: Service,
+    /// Counters, by the indices of `tcpwatch_common::counters::group`.
+    pub(crate) words: [u64; group::WORDS],
+    /// Distributions, by the indices of `tcpwatch_common::counters::dist`.
+    pub(crate) dist: [u64; dist::WORDS],
+}
+
+/// What the kernel says of one of our programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ProgramStats {
+    /// Name of the program.
+    pub(crate) name: String,
+    /// Runs, counted by the kernel while BPF statistics are on; `None` while they are off.
+    pub(crate) runs: Option<u64>,
+    /// Mean time of a run in seconds, while statistics are on.
+    pub(crate) mean_run_seconds: Option<f64>,
+    /// Events that the kernel did not give to the program because it was running on that CPU.
+    pub(crate) recursion_misses: u64,
+}
+
+/// How a probe ended up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ProbeState {
+    /// It runs.
+    Attached,
+    /// This kernel does not have the hook; the text says what is missing.
+    Unsupported(String),
+    /// It should have worked and did not; the text says what was tried.
+    Broken(String),
+    /// Not needed here; the text says what is attached instead.
+    NotNeeded(String),
+}
+
+/// A probe of the table, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ProbeStatus {
+    /// Name of the probe in the table, which is also that of its program.
+    pub(crate) probe: String,
+    /// Kind of hook: `tp_btf`, `raw_tp`, `fentry`, `kprobe`.
+    pub(crate) hook: &'static str,
+    /// Without it the daemon does not start.
+    pub(crate) required: bool,
+    /// What became of it.
+    pub(crate) state: ProbeState,
+    /// What users lose without it.
+    pub(crate) loses: &'static str,
+}
+
+/// The connection table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TableStats {
+    /// Connections held.
+    pub(crate) entries: u64,
+    /// The most it holds.
+    pub(crate) capacity: u64,
+    /// Connections dropped from it for want of room; their totals are in the groups all the same.
+    pub(crate) evicted: u64,
+}
+
+/// What tcpwatch itself takes and gives up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SelfStats {
+    /// Records decoded, by kind, in the order of [`Kind::ALL`].
+    pub(crate) events: [u64; Kind::ALL.len()],
+    /// What the kernel programs could not keep, in the order of [`Loss::ALL`].
+    pub(crate) losses: [u64; Loss::ALL.len()],
+    /// Records that could not be decoded, by reason (`DecodeError::name`).
+    pub(crate) decode_errors: Vec<(&'static str, u64)>,
+    /// Programs.
+    pub(crate) programs: Vec<ProgramStats>,
+    /// Size of the ring buffer, bytes.
+    pub(crate) ring_bytes: u64,
+    /// Bytes waiting in the ring buffer when the snapshot was taken.
+    pub(crate) ring_used_bytes: u64,
+    /// Memory of all maps by the kernel's own account (`memlock` of their fdinfo), bytes; socket storage is not in it.
+    pub(crate) map_bytes: u64,
+    /// The connection table.
+    pub(crate) table: TableStats,
+    /// Interval at which busy connections are read, seconds.
+    pub(crate) sample_interval_seconds: f64,
+}
+
+/// Facts that do not change while the daemon runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// `uname -r`.
+    pub(crate) kernel_release: String,
+    /// `every-ack` or `tick`.
+    pub(crate) sampling_mode: &'static str,
+    /// Names of the kernel's reset reasons by number, in lower case and without the enum's prefix; 0 is `none`.
+    pub(crate) reasons: Vec<String>,
+    /// The probes and what became of them.
+    pub(crate) probes: Vec<ProbeStatus>,
+}
+
+/// A picture of a moment.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Snapshot {
+    /// ns of CLOCK_MONOTONIC at which the counters were read.
+    pub(crate) ktime_ns: u64,
+    /// What does not change.
+    pub(crate) facts: Arc<Facts>,
+    /// Totals by group, ordered by direction and service; every group that a service was admitted to.
+    pub(crate) groups: Vec<GroupTotals>,
+    /// Connections by state, indexed by `TcpState`.
+    pub(crate) states: [u64; STATES],
+    /// RSTs sent, by the indices of `tcpwatch_common::counters::reason`.
+    pub(crate) reasons: Vec<u64>,
+    /// What tcpwatch takes and gives up.
+    pub(crate) own: SelfStats,
+}
