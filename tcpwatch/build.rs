@@ -192,9 +192,13 @@ fn build(plan: &Plan, root: &Path, out: &Path, programs: &[String]) -> Result<()
 /// A target folder of its own, since the cargo that runs this script holds the lock of the other, and inside of that
 /// one, so that clippy, debug and release builds of the daemon share it.
 fn target_dir(out: &Path) -> Result<PathBuf, String> {
-    // Cargo marks target folders; OUT_DIR lies four or five levels below.
-    let above = out.ancestors().take(7).find(|folder| folder.join("CACHEDIR.TAG").is_file());
-    Ok(above.unwrap_or(out).join(format!("bpf-{}", var("CARGO_CFG_TARGET_ARCH")?)))
+    // TARGET/PROFILE/build/PACKAGE/out, or else whatever a later cargo does.
+    let above: Vec<&Path> = out.ancestors().take(5).collect();
+    let shared = match above[..] {
+        [_, _, build, _, target] if build.ends_with("build") => target,
+        _ => out,
+    };
+    Ok(shared.join(format!("bpf-{}", var("CARGO_CFG_TARGET_ARCH")?)))
 }
 
 fn rustflags(plan: &Plan, root: &Path, target_dir: &Path) -> Result<Vec<String>, Box<dyn Error>> {

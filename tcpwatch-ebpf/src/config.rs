@@ -14,6 +14,9 @@ pub const NETNS_FILTER: usize = 8;
 /// 1 when tcp_retransmit_skb has its `err` argument.
 #[unsafe(no_mangle)]
 pub static RETRANSMIT_HAS_ERR: u32 = 0;
+/// 1 when tcp_send_reset has its `reason` argument.
+#[unsafe(no_mangle)]
+pub static RESET_HAS_REASON: u32 = 0;
 /// 1 when every state and record shall be kept to the namespaces of [`NETNS`].
 #[unsafe(no_mangle)]
 pub static NETNS_FILTERED: u32 = 0;

@@ -7,14 +7,14 @@ include!("../entry.rs");
 use aya_ebpf::macros::fentry;
 use aya_ebpf::programs::FEntryContext;
 use core::ptr;
-use probes::reset::{Call, Program};
+use probes::reset::{Call, NO_REASON, Program};
 use tcpwatch_common::reset::ResetOrigin;
 
 // function: tcp_send_active_reset(struct sock *sk, gfp_t priority, enum sk_rst_reason reason); reason 6.10; net/ipv4/tcp_output.c
 #[fentry(function = "tcp_send_active_reset")]
 pub fn tcp_send_active_reset(ctx: FEntryContext) -> u32 {
     let sk = ctx.arg(0);
-    probes::reset::handle(&Call { program: Program::Active, sk, skb: ptr::null(), reason: None, origin: ResetOrigin::Active });
+    probes::reset::handle(&ctx, &Call { program: Program::Active, sk, skb: ptr::null(), reason: NO_REASON, origin: ResetOrigin::Active });
     0
 }
 
@@ -34,8 +34,8 @@ pub fn tcp_v6_send_reset(ctx: FEntryContext) -> u32 {
 
 #[inline(always)]
 fn passive(ctx: &FEntryContext, program: Program) {
-    let call = Call { program, sk: ctx.arg(0), skb: ctx.arg(1), reason: None, origin: ResetOrigin::Passive };
+    let call = Call { program, sk: ctx.arg(0), skb: ctx.arg(1), reason: NO_REASON, origin: ResetOrigin::Passive };
     if probes::reset::will_be_sent(&call) {
-        probes::reset::handle(&call);
+        probes::reset::handle(ctx, &call);
     }
 }

@@ -5,7 +5,9 @@
 //! copied with bpf_probe_read_kernel, from a raw tracepoint, fentry or kprobe alike. The record is built in a scratch
 //! value of the program's own, as it and the headers would not both fit the stack.
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_log_ebpf::debug;
 use core::mem::MaybeUninit;
 use tcpwatch_common::close::CloseCause;
 use tcpwatch_common::counters::{Loss, bucket, group, reason as reason_word, slot};
@@ -47,6 +49,9 @@ pub enum Program {
     PassiveV6 = 2,
 }
 
+/// The reason of kernels that give none.
+pub const NO_REASON: u32 = u32::MAX;
+
 /// Where the call came from.
 pub struct Call {
     /// The program.
@@ -55,8 +60,9 @@ pub struct Call {
     pub sk: *const u8,
     /// The segment that caused it, or null for an active reset.
     pub skb: *const u8,
-    /// The kernel's reason; `None` on kernels that give none.
-    pub reason: Option<u32>,
+    /// The kernel's reason, [`NO_REASON`] on kernels that give none. Not an `Option`: its payload would be spilled to
+    /// the stack before it is written, which the verifier refuses.
+    pub reason: u32,
     /// Active or passive.
     pub origin: ResetOrigin,
 }
@@ -88,7 +94,7 @@ fn field<T: Copy + Default>(base: *const u8, field: &'static Field) -> T {
 
 /// A RST is being sent.
 #[inline(always)]
-pub fn handle(call: &Call) {
+pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
     let Some(r) = RESET_SCRATCH.get_ptr_mut(call.program as u32) else { return };
     // SAFETY: a value of the map that only the calling program uses, and no program nests in itself.
     let r = unsafe { &mut *r };
@@ -123,14 +129,15 @@ pub fn handle(call: &Call) {
     if let Some(group) = Group::of(r.slot) {
         group.add(group::resets(call.origin, why), 1);
     }
-    let word = reason_word::index(call.origin, call.reason.unwrap_or(0), r.key.ip_version);
+    let word = reason_word::index(call.origin, if call.reason == NO_REASON { 0 } else { call.reason }, r.key.ip_version);
     if let Some(total) = maps::REASONS.get_ptr_mut(word as u32) {
         // SAFETY: a value of the map.
         unsafe { atomic_add(total, 1) }
     }
     if emit::allowed(bucket::RESET, Loss::ThrottledReset) {
+        debug!(ctx, "reset sent: origin {} reason {} cause {} state {}", call.origin as u8, r.reason, why as u8, state);
         r.header = emit::header::<ResetRecord>(Kind::Reset);
-        r.reason = call.reason.unwrap_or(u32::MAX);
+        r.reason = call.reason;
         (r.unread_bytes, r.unacked_bytes) = if full { queues(call.sk) } else { (0, 0) };
         (r.origin, r.cause) = (call.origin as u8, why as u8);
         if EVENTS.output::<ResetRecord>(&*r, 0).is_err() {
@@ -163,8 +170,7 @@ pub fn will_be_sent(call: &Call) -> bool {
 }
 
 #[inline(always)]
-fn hint(reason: Option<u32>) -> ReasonHint {
-    let Some(reason) = reason else { return ReasonHint::None };
+fn hint(reason: u32) -> ReasonHint {
     let index = reason as usize;
     if index >= REASONS {
         return ReasonHint::None;

@@ -3,6 +3,7 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_sk_storage_delete};
 use aya_ebpf::programs::BtfTracePointContext;
+use aya_log_ebpf::debug;
 use core::ptr;
 use tcpwatch_common::close::{self, CloseCause, flag};
 use tcpwatch_common::conn::{COMM_LEN, Conn, ConnKey};
@@ -34,6 +35,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
     if !watched(netns) {
         return;
     }
+    debug!(ctx, "port {} moves from state {} to {}", sock.local_port(), old, new);
     match (old, new) {
         (_, LISTEN) => listener(ctx, sock, netns, true),
         (LISTEN, CLOSE) => listener(ctx, sock, netns, false),
@@ -42,7 +44,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
         (_, SYN_SENT) => connecting(ctx, sock),
         (_, ESTABLISHED) => established(sock, old),
         (_, CLOSE) => closed(sock, netns, old),
-        (_, _) => moved(sock, netns, old, new),
+        (_, _) => moved(sock, netns, new),
     }
 }
 
@@ -114,10 +116,9 @@ fn established(sock: TcpSock, old: u8) {
 
 /// Between ESTABLISHED and CLOSE, where tcp_probe is silent: read here what it would have read.
 #[inline(always)]
-fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
+fn moved(sock: TcpSock, netns: u32, new: u8) {
     let Some(conn) = known_or_adopted(sock, netns) else { return };
     conn.flags |= close::fin_flag(conn.flags, new);
-    let _ = old;
     emit::observe::<false>(sock, conn);
     emit::flush(sock, conn);
     emit::gauge(conn, new);

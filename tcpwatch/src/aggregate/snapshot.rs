@@ -42,7 +42,7 @@ pub(crate) struct GroupTotals {
 }
 
 /// What the kernel says of one of our programs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ProgramStats {
     /// Name of the program.
     pub(crate) name: String,
@@ -94,7 +94,7 @@ pub(crate) struct TableStats {
 }
 
 /// What tcpwatch itself takes and gives up.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct SelfStats {
     /// Records decoded, by kind, in the order of [`Kind::ALL`].
     pub(crate) events: [u64; Kind::ALL.len()],

@@ -1,0 +1,280 @@
+//! Pure aggregation: records and counter readings in, snapshots out. No clock, no kernel, no I/O.
+
+pub(crate) mod services;
+pub(crate) mod snapshot;
+pub(crate) mod table;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tcpwatch_common::counters::{group, slot};
+use tcpwatch_common::record::{ConnRecord, DecodeError, Kind, Record};
+use tcpwatch_common::state::{Direction, STATES};
+
+use self::services::{Grant, Services};
+use self::snapshot::{Facts, GroupTotals, ProgramStats, SelfStats, Service, Snapshot};
+use self::table::ConnTable;
+use crate::kernel::maps::{Counters, SlotCounters};
+
+/// Reasons for which a record cannot be decoded, in the order of [`Aggregator::errors`].
+const DECODE_REASONS: [&str; 3] = ["too_short", "abi_mismatch", "unknown_kind"];
+
+/// What the daemon knows beyond the counters when it asks for a snapshot.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reading {
+    /// ns of CLOCK_MONOTONIC.
+    pub(crate) ktime_ns: u64,
+    /// What the kernel says of the programs.
+    pub(crate) programs: Vec<ProgramStats>,
+    /// Size of the ring buffer, bytes.
+    pub(crate) ring_bytes: u64,
+    /// Most bytes found waiting in it since the last reading.
+    pub(crate) ring_used_bytes: u64,
+    /// Memory of all maps, bytes.
+    pub(crate) map_bytes: u64,
+    /// Interval of periodic records, seconds.
+    pub(crate) sample_interval_seconds: f64,
+}
+
+/// Everything that records and counters add up to.
+pub(crate) struct Aggregator {
+    facts: Arc<Facts>,
+    services: Services,
+    table: ConnTable,
+    events: [u64; Kind::ALL.len()],
+    errors: [u64; DECODE_REASONS.len()],
+}
+
+impl Aggregator {
+    /// Begins with nothing.
+    pub(crate) fn new(facts: Arc<Facts>, services: Services, table: ConnTable) -> Self {
+        Self { facts, services, table, events: [0; Kind::ALL.len()], errors: [0; DECODE_REASONS.len()] }
+    }
+
+    /// Takes one record from the kernel; a grant is to be told to the kernel programs.
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> Option<Grant> {
+        match tcpwatch_common::record::decode(bytes) {
+            Ok(record) => self.apply(&record),
+            Err(error) => {
+                self.refuse(error);
+                None
+            }
+        }
+    }
+
+    fn refuse(&mut self, error: DecodeError) {
+        let index = DECODE_REASONS.iter().position(|reason| *reason == error.name());
+        if let Some(count) = index.and_then(|i| self.errors.get_mut(i)) {
+            *count += 1;
+        }
+    }
+
+    /// Takes one decoded record.
+    pub(crate) fn apply(&mut self, record: &Record) -> Option<Grant> {
+        match record {
+            Record::Conn(kind, conn) => {
+                self.count(*kind);
+                self.connection(*kind, conn)
+            }
+            Record::Retransmit(_) => {
+                self.count(Kind::Retransmit);
+                None
+            }
+            Record::Reset(kind, _) => {
+                self.count(*kind);
+                None
+            }
+            Record::Listener(listener) => {
+                self.count(Kind::Listener);
+                (listener.up == 1).then(|| self.services.listening(listener.key.local_port)).flatten()
+            }
+        }
+    }
+
+    fn count(&mut self, kind: Kind) {
+        if let Some(count) = self.events.get_mut(kind as usize - 1) {
+            *count += 1;
+        }
+    }
+
+    fn connection(&mut self, kind: Kind, conn: &ConnRecord) -> Option<Grant> {
+        if kind == Kind::Close {
+            self.table.remove(conn.cookie);
+            return None;
+        }
+        self.table.update(conn);
+        match Direction::from_u8(conn.direction) {
+            Direction::Outbound => self.services.outbound(conn.key.remote_port, conn.header.ktime_ns),
+            Direction::Inbound | Direction::Unknown => None,
+        }
+    }
+
+    /// Something listened on `port` before the daemon.
+    pub(crate) fn listening(&mut self, port: u16) -> Option<Grant> {
+        self.services.listening(port)
+    }
+
+    /// Slots given out so far.
+    pub(crate) fn grants(&self) -> Vec<Grant> {
+        self.services.grants()
+    }
+
+    /// How many slots the kernel counts in.
+    pub(crate) fn slots_used(&self) -> u32 {
+        self.services.used()
+    }
+
+    /// Connections held.
+    pub(crate) fn connections(&self) -> u64 {
+        self.table.stats().entries
+    }
+
+    /// Forgets connections that were silent since `ktime_ns`.
+    pub(crate) fn expire(&mut self, ktime_ns: u64) -> usize {
+        self.table.expire(ktime_ns)
+    }
+
+    /// A picture of now.
+    pub(crate) fn snapshot(&mut self, counters: &Counters, reading: Reading) -> Snapshot {
+        let counted = |slot: u32| counters.slots.get(slot as usize).is_some_and(|c| *c != SlotCounters::ZERO);
+        self.services.label(counted);
+        let mut states = [0; STATES];
+        for (state, gauge) in states.iter_mut().zip(counters.gauges) {
+            // Up and down are counted on different CPUs: a reading in between may be below zero.
+            *state = if gauge > i64::MAX as u64 { 0 } else { gauge };
+        }
+        Snapshot {
+            ktime_ns: reading.ktime_ns,
+            facts: Arc::clone(&self.facts),
+            groups: self.groups(counters),
+            states,
+            reasons: counters.reasons.clone(),
+            own: SelfStats {
+                events: self.events,
+                losses: counters.losses,
+                decode_errors: DECODE_REASONS.into_iter().zip(self.errors).collect(),
+                programs: reading.programs,
+                ring_bytes: reading.ring_bytes,
+                ring_used_bytes: reading.ring_used_bytes,
+                map_bytes: reading.map_bytes,
+                table: self.table.stats(),
+                sample_interval_seconds: reading.sample_interval_seconds,
+            },
+        }
+    }
+
+    fn groups(&self, counters: &Counters) -> Vec<GroupTotals> {
+        let mut groups: BTreeMap<(Direction, Service), SlotCounters> = BTreeMap::new();
+        for fixed in 0..slot::FIRST_FREE {
+            groups.insert(self.services.shown(fixed), SlotCounters::ZERO);
+        }
+        for (slot, counted) in counters.slots.iter().enumerate() {
+            let total = groups.entry(self.services.shown(slot as u32)).or_insert(SlotCounters::ZERO);
+            add(&mut total.words, &counted.words);
+            add(&mut total.dist, &counted.dist);
+        }
+        groups
+            .into_iter()
+            .map(|((direction, service), total)| GroupTotals {
+                direction,
+                service,
+                words: total.words,
+                dist: total.dist,
+            })
+            .collect()
+    }
+}
+
+fn add<const N: usize>(total: &mut [u64; N], more: &[u64; N]) {
+    for (sum, word) in total.iter_mut().zip(more) {
+        *sum = sum.wrapping_add(*word);
+    }
+}
+
+const _: () = assert!(group::OPENED == 0, "the first word is a counter like any other");
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use tcpwatch_common::conn::ConnKey;
+    use tcpwatch_common::counters::{GAUGE_WORDS, Loss, reason};
+    use tcpwatch_common::record::{ABI, Header, ListenerRecord};
+
+    use super::*;
+
+    pub(crate) fn conn_record(cookie: u64) -> ConnRecord {
+        let mut bytes = vec![0_u8; size_of::<ConnRecord>()];
+        let header =
+            Header { kind: Kind::Sample as u16, abi: ABI, len: bytes.len() as u32, ktime_ns: 1_000 };
+        tcpwatch_common::record::encode(&header, &mut bytes).unwrap();
+        let Ok(Record::Conn(_, mut record)) = tcpwatch_common::record::decode(&bytes) else { panic!("not a record") };
+        record.cookie = cookie;
+        record
+    }
+
+    fn aggregator() -> Aggregator {
+        Aggregator::new(Arc::default(), Services::new(16, &[]), ConnTable::new(10))
+    }
+
+    fn counters(slots: u32) -> Counters {
+        Counters {
+            slots: vec![SlotCounters::ZERO; slots as usize],
+            reasons: vec![0; reason::WORDS],
+            losses: [0; Loss::ALL.len()],
+            gauges: [0; GAUGE_WORDS],
+        }
+    }
+
+    #[test]
+    fn a_listener_becomes_a_group_when_it_counts() {
+        let mut aggregator = aggregator();
+        let mut key = ConnKey::EMPTY;
+        key.local_port = 443;
+        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 80, ktime_ns: 0 };
+        let listener = ListenerRecord { header, cookie: 1, key, backlog: 128, up: 1, pid: 1 };
+        let grant = aggregator.apply(&Record::Listener(listener)).unwrap();
+        let mut counters = counters(aggregator.slots_used());
+        let quiet = aggregator.snapshot(&counters, Reading::default());
+        assert!(quiet.groups.iter().all(|g| g.service != Service::Port(443)));
+        counters.slots[grant.slot as usize].words[group::OPENED] = 3;
+        let busy = aggregator.snapshot(&counters, Reading::default());
+        let group = busy.groups.iter().find(|g| g.service == Service::Port(443)).unwrap();
+        assert_eq!((group.direction, group.words[group::OPENED]), (Direction::Inbound, 3));
+        assert_eq!(busy.own.events[Kind::Listener as usize - 1], 1);
+    }
+
+    #[test]
+    fn what_has_no_label_is_in_other_and_nothing_is_lost() {
+        let mut aggregator = Aggregator::new(Arc::default(), Services::new(1, &[]), ConnTable::new(10));
+        for port in [1, 2, 3] {
+            aggregator.listening(port).unwrap();
+        }
+        let mut counters = counters(aggregator.slots_used());
+        for slot in &mut counters.slots {
+            slot.words[group::OPENED] = 1;
+        }
+        let snapshot = aggregator.snapshot(&counters, Reading::default());
+        let total: u64 = snapshot.groups.iter().map(|g| g.words[group::OPENED]).sum();
+        assert_eq!(total, counters.slots.len() as u64);
+        let other = snapshot.groups.iter().find(|g| (g.direction, g.service) == (Direction::Inbound, Service::Other));
+        assert_eq!(other.map(|g| g.words[group::OPENED]), Some(3));
+    }
+
+    #[test]
+    fn bytes_that_are_no_record_are_counted_by_reason() {
+        let mut aggregator = aggregator();
+        assert_eq!(aggregator.take(&[]), None);
+        assert_eq!(aggregator.take(&[9, 0, 1, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+        let snapshot = aggregator.snapshot(&counters(4), Reading::default());
+        assert_eq!(snapshot.own.decode_errors, [("too_short", 1), ("abi_mismatch", 0), ("unknown_kind", 1)]);
+    }
+
+    #[test]
+    fn a_gauge_below_zero_shows_as_zero() {
+        let mut aggregator = aggregator();
+        let mut counters = counters(4);
+        counters.gauges[1] = u64::MAX;
+        counters.gauges[2] = 5;
+        let snapshot = aggregator.snapshot(&counters, Reading::default());
+        assert_eq!((snapshot.states[1], snapshot.states[2]), (0, 5));
+    }
+}

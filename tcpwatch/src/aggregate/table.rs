@@ -1,0 +1,89 @@
+//! The connection table: the newest record of each connection, bounded. It holds detail, never a total.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use tcpwatch_common::record::ConnRecord;
+
+use super::snapshot::TableStats;
+
+/// Connections by cookie; the one heard of longest ago goes first.
+pub(crate) struct ConnTable {
+    connections: LruCache<u64, Box<ConnRecord>>,
+    evicted: u64,
+}
+
+impl ConnTable {
+    /// Holds up to `capacity` connections, at least one. Memory is taken as connections come.
+    pub(crate) fn new(capacity: usize) -> Self {
+        let mut connections = LruCache::unbounded();
+        connections.resize(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN));
+        Self { connections, evicted: 0 }
+    }
+
+    /// Keeps the newest reading of a connection.
+    pub(crate) fn update(&mut self, record: &ConnRecord) {
+        let full = self.connections.len() == self.connections.cap().get();
+        match self.connections.get_mut(&record.cookie) {
+            Some(known) => **known = *record,
+            None => {
+                self.evicted += u64::from(full);
+                self.connections.push(record.cookie, Box::new(*record));
+            }
+        }
+    }
+
+    /// Forgets a connection that ended.
+    pub(crate) fn remove(&mut self, cookie: u64) {
+        self.connections.pop(&cookie);
+    }
+
+    /// Forgets what was not heard of since `ktime_ns`: its close did not reach us. Returns how many.
+    pub(crate) fn expire(&mut self, ktime_ns: u64) -> usize {
+        let mut expired = 0;
+        while self.connections.peek_lru().is_some_and(|(_, c)| c.header.ktime_ns < ktime_ns) {
+            self.connections.pop_lru();
+            expired += 1;
+        }
+        expired
+    }
+
+    /// How full it is.
+    pub(crate) fn stats(&self) -> TableStats {
+        TableStats {
+            entries: self.connections.len() as u64,
+            capacity: self.connections.cap().get() as u64,
+            evicted: self.evicted,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregate::tests::conn_record;
+
+    #[test]
+    fn the_oldest_goes_when_it_is_full_and_is_counted() {
+        let mut table = ConnTable::new(2);
+        for cookie in [1, 2, 1, 3] {
+            table.update(&conn_record(cookie));
+        }
+        assert_eq!(table.stats(), TableStats { entries: 2, capacity: 2, evicted: 1 });
+        assert!(table.connections.contains(&1) && !table.connections.contains(&2));
+        table.remove(1);
+        assert_eq!(table.stats().entries, 1);
+    }
+
+    #[test]
+    fn silent_connections_expire() {
+        let mut table = ConnTable::new(8);
+        for (cookie, at) in [(1, 10), (2, 20), (3, 30)] {
+            let mut record = conn_record(cookie);
+            record.header.ktime_ns = at;
+            table.update(&record);
+        }
+        assert_eq!(table.expire(25), 2);
+        assert_eq!(table.stats().entries, 1);
+    }
+}

@@ -1,0 +1,306 @@
+//! Loads the object that fits this kernel, attaches its programs, and hands out the maps.
+
+use std::io;
+
+use aya::programs::{BtfTracePoint, FEntry, KProbe, ProgramError, RawTracePoint};
+use aya::{Btf as AyaBtf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness};
+use tcpwatch_common::layout::Layout;
+
+use super::facts::KernelFacts;
+use super::maps::{Maps, MapsError};
+use super::probes::{self, CORE, Hook, Probe, ResetWay};
+use crate::aggregate::snapshot::{ProbeState, ProbeStatus};
+use crate::objects;
+
+/// What the configuration decides about the programs.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Size of the ring buffer, bytes: a power of two and a multiple of the page size.
+    pub(crate) ring_bytes: u32,
+    /// Retransmit and reset records a second and CPU.
+    pub(crate) detail_per_second: u32,
+    /// Look at a socket at most once a jiffy.
+    pub(crate) tick_mode: bool,
+    /// Inode numbers of the namespaces to keep to; empty for all.
+    pub(crate) netns: Vec<u32>,
+    /// Logs of the kernel programs.
+    pub(crate) kernel_log: bool,
+    /// A probe that should attach and does not is an error.
+    pub(crate) strict: bool,
+}
+
+/// The most namespaces that a filter can name: the size of the frozen table.
+pub(crate) const NETNS_FILTER: usize = 8;
+
+/// Why nothing was attached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// Built without kernel programs.
+    #[error("this tcpwatch was built without its kernel programs ({0}); run `cargo xtask build --release`")]
+    NoObjects(&'static str),
+    /// The kernel says no.
+    #[error(
+        "the kernel does not let this process load BPF programs ({what}: {source}): run as root, or with CAP_BPF and \
+         CAP_PERFMON, outside a container that forbids bpf()"
+    )]
+    NotPermitted {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A required program cannot run here.
+    #[error("probe {probe} cannot be attached: {why}; without it there are no {loses}")]
+    Required {
+        /// The probe.
+        probe: &'static str,
+        /// What was tried and what the kernel said.
+        why: String,
+        /// What is lost.
+        loses: &'static str,
+    },
+    /// `strict` is on.
+    #[error("probe {probe} is not attached: {why}; `strict` is set, so this is an error")]
+    Strict {
+        /// The probe.
+        probe: String,
+        /// What was tried and what the kernel said.
+        why: String,
+    },
+    /// The object itself was refused.
+    #[error("kernel {release} refuses the object {object}: {source}")]
+    Object {
+        /// `uname -r`.
+        release: String,
+        /// Name of the object.
+        object: &'static str,
+        /// What aya or the kernel said.
+        source: Box<EbpfError>,
+    },
+    /// aya cannot read the BTF.
+    #[error("cannot read the kernel's BTF: {0}")]
+    Btf(#[from] BtfError),
+    /// A map is not as expected.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+}
+
+/// What runs in the kernel. Dropping it detaches everything: nothing is pinned.
+pub(crate) struct Loaded {
+    /// The programs, held by their links.
+    pub(crate) ebpf: Ebpf,
+    /// The maps.
+    pub(crate) maps: Maps,
+    /// The table, with what became of each line.
+    pub(crate) probes: Vec<ProbeStatus>,
+}
+
+/// Loads and attaches.
+pub(crate) fn load(facts: &KernelFacts, options: &Options) -> Result<Loaded, LoadError> {
+    if let Some(why) = objects::WHY_NO_OBJECTS {
+        return Err(LoadError::NoObjects(why));
+    }
+    let btf = AyaBtf::from_sys_fs()?;
+    let ways = probes::reset_ways(facts);
+    let mut refused: Vec<ProbeStatus> = Vec::new();
+    for (i, way) in ways.iter().enumerate() {
+        let mut ebpf = load_object(facts, options, &btf, way)?;
+        // The resets first: whether this way works decides which object stays.
+        let resets = attach_resets(&mut ebpf, &btf, facts, way);
+        let works = resets.iter().all(|p| p.state == ProbeState::Attached);
+        if !works && i + 1 < ways.len() {
+            refused.extend(resets);
+            continue;
+        }
+        let mut table = attach_core(&mut ebpf, &btf, facts)?;
+        table.extend(resets);
+        table.extend(refused);
+        if options.strict {
+            strict(&table)?;
+        }
+        let maps = Maps::take(&mut ebpf, options)?;
+        return Ok(Loaded { ebpf, maps, probes: table });
+    }
+    Err(LoadError::NoObjects("no way to load the programs is known"))
+}
+
+fn load_object(facts: &KernelFacts, options: &Options, btf: &AyaBtf, way: &ResetWay) -> Result<Ebpf, LoadError> {
+    let object = objects::OBJECTS
+        .iter()
+        .find(|(name, _)| *name == way.object)
+        .map(|(_, bytes)| *bytes)
+        .ok_or(LoadError::NoObjects("an object is missing"))?;
+    let layout = layout_bytes(&facts.layout);
+    let has_err = u32::from(facts.btf.tracepoint_args("tcp_retransmit_skb").is_some_and(|args| args >= 3));
+    let has_reason = u32::from(probes::tracepoint_is_complete(facts));
+    let filtered = u32::from(!options.netns.is_empty());
+    let mut netns = [0_u32; NETNS_FILTER];
+    for (place, wanted) in netns.iter_mut().zip(&options.netns) {
+        *place = *wanted;
+    }
+    let tick = u32::from(options.tick_mode);
+    let log_level = if options.kernel_log { u8::MAX } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(btf))
+        .override_global("LAYOUT", layout.as_slice(), true)
+        .override_global("REASON_HINTS", facts.reason_hints.as_slice(), true)
+        .override_global("RETRANSMIT_HAS_ERR", &has_err, true)
+        .override_global("RESET_HAS_REASON", &has_reason, false)
+        .override_global("NETNS_FILTERED", &filtered, true)
+        .override_global("NETNS", netns.as_slice(), true)
+        .override_global("HZ", &facts.hz, true)
+        .override_global("DETAIL_PER_SECOND", &options.detail_per_second, true)
+        .override_global("TICK_MODE", &tick, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .map_max_entries("EVENTS", options.ring_bytes);
+    if !options.kernel_log {
+        loader.map_max_entries("AYA_LOGS", crate::sys::page_size() as u32);
+    }
+    loader.load(object).map_err(|source| {
+        let what = format!("object {}", way.object);
+        match permission(&source) {
+            Some(source) => LoadError::NotPermitted { what, source },
+            None => LoadError::Object { release: facts.release.clone(), object: way.object, source: Box::new(source) },
+        }
+    })
+}
+
+/// The layout as it lies in the program's read-only data.
+fn layout_bytes(layout: &Layout) -> Vec<u8> {
+    layout
+        .fields()
+        .flat_map(|(_, field)| {
+            let [a, b] = field.offset.to_ne_bytes();
+            [a, b, field.shift, field.bits]
+        })
+        .collect()
+}
+
+fn attach_resets(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, way: &ResetWay) -> Vec<ProbeStatus> {
+    let partial = way.object == probes::BY_TRACEPOINT.object && !probes::tracepoint_is_complete(facts);
+    way.probes
+        .iter()
+        .map(|probe| {
+            let mut status = status(probe, attach(ebpf, btf, facts, probe));
+            if partial && status.state == ProbeState::Attached {
+                status.loses = "passive resets incomplete: this kernel's tracepoint misses those without a full socket";
+            }
+            status
+        })
+        .collect()
+}
+
+fn attach_core(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts) -> Result<Vec<ProbeStatus>, LoadError> {
+    CORE.iter()
+        .map(|probe| {
+            let outcome = attach(ebpf, btf, facts, probe);
+            match outcome {
+                Err(Refused::Missing(why) | Refused::Failed(why)) if probe.required => {
+                    Err(LoadError::Required { probe: probe.program, why, loses: probe.loses })
+                }
+                Err(Refused::NotPermitted(source)) => {
+                    Err(LoadError::NotPermitted { what: format!("probe {}", probe.program), source })
+                }
+                outcome => Ok(status(probe, outcome)),
+            }
+        })
+        .collect()
+}
+
+fn strict(table: &[ProbeStatus]) -> Result<(), LoadError> {
+    for line in table {
+        if let ProbeState::Broken(why) = &line.state {
+            return Err(LoadError::Strict { probe: line.probe.clone(), why: why.clone() });
+        }
+    }
+    Ok(())
+}
+
+enum Refused {
+    /// The kernel does not have the hook.
+    Missing(String),
+    /// It has, and refused the program.
+    Failed(String),
+    /// This process may not.
+    NotPermitted(io::Error),
+}
+
+fn status(probe: &Probe, outcome: Result<(), Refused>) -> ProbeStatus {
+    ProbeStatus {
+        probe: probe.program.to_owned(),
+        hook: probe.hook.kind(),
+        required: probe.required,
+        state: match outcome {
+            Ok(()) => ProbeState::Attached,
+            Err(Refused::Missing(why)) => ProbeState::Unsupported(why),
+            Err(Refused::Failed(why)) => ProbeState::Broken(why),
+            Err(Refused::NotPermitted(source)) => ProbeState::Broken(format!("not permitted: {source}")),
+        },
+        loses: probe.loses,
+    }
+}
+
+fn attach(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, probe: &Probe) -> Result<(), Refused> {
+    if let Some(why) = probe.hook.missing_in(facts) {
+        return Err(Refused::Missing(why));
+    }
+    let program = ebpf
+        .program_mut(probe.program)
+        .ok_or_else(|| Refused::Failed(format!("the object has no program {}", probe.program)))?;
+    let attached: Result<(), ProgramError> = match probe.hook {
+        Hook::BtfTracepoint(name) => <&mut BtfTracePoint>::try_from(program)
+            .and_then(|p| p.load(name, btf).and_then(|()| p.attach()).map(drop)),
+        Hook::RawTracepoint(name) => {
+            <&mut RawTracePoint>::try_from(program).and_then(|p| p.load().and_then(|()| p.attach(name)).map(drop))
+        }
+        Hook::Fentry(name) => {
+            <&mut FEntry>::try_from(program).and_then(|p| p.load(name, btf).and_then(|()| p.attach()).map(drop))
+        }
+        Hook::Kprobe(name) => {
+            <&mut KProbe>::try_from(program).and_then(|p| p.load().and_then(|()| p.attach(name, 0)).map(drop))
+        }
+    };
+    attached.map_err(|error| match &error {
+        // The verifier answers with EACCES or EINVAL and a log; EPERM alone is a lack of privilege, or of the hook.
+        ProgramError::LoadError { io_error, verifier_log }
+            if io_error.kind() == io::ErrorKind::PermissionDenied
+                && io_error.raw_os_error() == Some(libc::EPERM)
+                && verifier_log.to_string().is_empty()
+                && matches!(probe.hook, Hook::BtfTracepoint(_)) =>
+        {
+            Refused::NotPermitted(io::Error::from_raw_os_error(libc::EPERM))
+        }
+        error => Refused::Failed(sentence(probe, error)),
+    })
+}
+
+/// What was tried and what the kernel answered; the verifier's log goes to the debug log, it is not a sentence.
+fn sentence(probe: &Probe, error: &ProgramError) -> String {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        log::debug!("verifier log of {}: {verifier_log}", probe.program);
+        return format!("the kernel refused the program ({io_error}); `log_level = \"debug\"` shows the verifier's log");
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+/// The underlying EPERM of a refused object, if it was that.
+fn permission(error: &EbpfError) -> Option<io::Error> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = source {
+        if let Some(io) = inner.downcast_ref::<io::Error>() {
+            return (io.raw_os_error() == Some(libc::EPERM)).then(|| io::Error::from_raw_os_error(libc::EPERM));
+        }
+        source = inner.source();
+    }
+    None
+}
+
+/// The byte order that the objects are built for.
+pub(crate) const ENDIANNESS: Endianness = if cfg!(target_endian = "little") { Endianness::Little } else { Endianness::Big };

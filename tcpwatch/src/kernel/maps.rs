@@ -1,0 +1,197 @@
+//! The maps of the kernel programs, each with the type it has there. The one place that knows their names.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use tcpwatch_common::counters::{DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, reason, slot};
+
+use super::load::Options;
+
+/// Why a map cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MapsError {
+    /// The object does not have it.
+    #[error("the object has no map {0}; the daemon and its kernel programs are not of one build")]
+    Missing(&'static str),
+    /// It is of another kind, or the kernel refused.
+    #[error("map {name}: {source}")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// What aya or the kernel said.
+        source: MapError,
+    },
+}
+
+/// Typed handles.
+pub(crate) struct Maps {
+    /// Records; taken by the source.
+    pub(crate) events: Option<RingBuf<MapData>>,
+    groups: PerCpuArray<MapData, [u64; group::WORDS]>,
+    dists: PerCpuArray<MapData, [u64; dist::WORDS]>,
+    reasons: PerCpuArray<MapData, u64>,
+    losses: PerCpuArray<MapData, u64>,
+    gauges: PerCpuArray<MapData, u64>,
+    services: HashMap<MapData, u32, u32>,
+    listeners: HashMap<MapData, u64, u64>,
+    settings: Array<MapData, u64>,
+    /// Size of the ring buffer, bytes.
+    pub(crate) ring_bytes: u32,
+    /// Memory of all maps as the kernel accounts it, bytes.
+    pub(crate) map_bytes: u64,
+}
+
+/// A sum over CPUs of every counter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Counters and distributions by slot.
+    pub(crate) slots: Vec<SlotCounters>,
+    /// RSTs sent by origin, reason and IP version.
+    pub(crate) reasons: Vec<u64>,
+    /// What could not be kept.
+    pub(crate) losses: [u64; Loss::ALL.len()],
+    /// Connections by state.
+    pub(crate) gauges: [u64; GAUGE_WORDS],
+}
+
+/// The counters of one slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SlotCounters {
+    /// By `counters::group`.
+    pub(crate) words: [u64; group::WORDS],
+    /// By `counters::dist`, both halves together.
+    pub(crate) dist: [u64; dist::WORDS],
+}
+
+impl SlotCounters {
+    /// Nothing counted.
+    pub(crate) const ZERO: Self = Self { words: [0; group::WORDS], dist: [0; dist::WORDS] };
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(crate) fn take(ebpf: &mut Ebpf, options: &Options) -> Result<Self, MapsError> {
+        let map_bytes = ebpf.maps().filter_map(|(_, map)| descriptor(map)).map(memlock).sum();
+        Ok(Self {
+            events: Some(take(ebpf, "EVENTS")?),
+            groups: take(ebpf, "GROUPS")?,
+            dists: take(ebpf, "DISTS")?,
+            reasons: take(ebpf, "REASONS")?,
+            losses: take(ebpf, "LOSSES")?,
+            gauges: take(ebpf, "GAUGES")?,
+            services: take(ebpf, "SERVICES")?,
+            listeners: take(ebpf, "LISTENERS")?,
+            settings: take(ebpf, "SETTINGS")?,
+            ring_bytes: options.ring_bytes,
+            map_bytes,
+        })
+    }
+
+    /// Reads every counter. `used` tells how many slots have been given out.
+    pub(crate) fn read(&self, used: u32) -> Result<Counters, MapsError> {
+        let mut slots = Vec::with_capacity(used as usize);
+        for index in 0..used.min(slot::COUNT as u32) {
+            let mut all = SlotCounters::ZERO;
+            add(&mut all.words, &self.groups, "GROUPS", index)?;
+            add(&mut all.dist, &self.dists, "DISTS", index)?;
+            add(&mut all.dist, &self.dists, "DISTS", index + slot::COUNT as u32)?;
+            slots.push(all);
+        }
+        let mut reasons = vec![0; reason::WORDS];
+        fill(&mut reasons, &self.reasons, "REASONS")?;
+        let mut losses = [0; Loss::ALL.len()];
+        fill(&mut losses, &self.losses, "LOSSES")?;
+        let mut gauges = [0; GAUGE_WORDS];
+        fill(&mut gauges, &self.gauges, "GAUGES")?;
+        Ok(Counters { slots, reasons, losses, gauges })
+    }
+
+    /// Gives a slot to a service (`counters::service_key`).
+    pub(crate) fn set_service(&mut self, key: u32, slot: u32) -> Result<(), MapsError> {
+        self.services.insert(key, slot, 0).map_err(|source| MapsError::Map { name: "SERVICES", source })
+    }
+
+    /// Tells the programs of a listener that was there before them.
+    pub(crate) fn add_listener(&mut self, netns: u32, port: u16) -> Result<(), MapsError> {
+        let key = u64::from(netns) << 16 | u64::from(port);
+        let known = self.listeners.get(&key, 0).unwrap_or(0);
+        self.listeners.insert(key, known + 1, 0).map_err(|source| MapsError::Map { name: "LISTENERS", source })
+    }
+
+    /// Sets the interval of periodic records, jiffies.
+    pub(crate) fn set_sample_interval(&mut self, jiffies: u64) -> Result<(), MapsError> {
+        self.settings.set(0, jiffies, 0).map_err(|source| MapsError::Map { name: "SETTINGS", source })
+    }
+}
+
+const _: () = assert!(DIST_ENTRIES == 2 * slot::COUNT);
+
+fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, MapsError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
+    T::try_from(map).map_err(|source| MapsError::Map { name, source })
+}
+
+fn add<const N: usize>(
+    total: &mut [u64; N],
+    map: &PerCpuArray<MapData, [u64; N]>,
+    name: &'static str,
+    index: u32,
+) -> Result<(), MapsError> {
+    let per_cpu = map.get(&index, 0).map_err(|source| MapsError::Map { name, source })?;
+    for words in per_cpu.iter() {
+        for (sum, word) in total.iter_mut().zip(words) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    Ok(())
+}
+
+fn fill(totals: &mut [u64], map: &PerCpuArray<MapData, u64>, name: &'static str) -> Result<(), MapsError> {
+    for (index, total) in totals.iter_mut().enumerate() {
+        let per_cpu = map.get(&(index as u32), 0).map_err(|source| MapsError::Map { name, source })?;
+        *total = per_cpu.iter().fold(0_u64, |sum, word| sum.wrapping_add(*word));
+    }
+    Ok(())
+}
+
+fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
+    Some(match map {
+        Map::Array(m) | Map::PerCpuArray(m) | Map::HashMap(m) | Map::LruHashMap(m) | Map::RingBuf(m) => m.fd().as_fd(),
+        Map::SkStorage(m) => m.fd().as_fd(),
+        _ => return None,
+    })
+}
+
+/// Memory that the kernel says a map or program takes, bytes.
+fn memlock(fd: BorrowedFd<'_>) -> u64 {
+    fdinfo(fd).ok().and_then(|text| field(&text, "memlock")).unwrap_or(0)
+}
+
+/// What the kernel tells of a descriptor of ours.
+pub(crate) fn fdinfo(fd: BorrowedFd<'_>) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+}
+
+/// A number in fdinfo.
+pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_in_fdinfo() {
+        let text = "pos:\t0\nmemlock:\t4096\nrun_time_ns:\t12\nrecursion_misses:\t7\n";
+        assert_eq!(field(text, "memlock"), Some(4096));
+        assert_eq!(field(text, "recursion_misses"), Some(7));
+        assert_eq!(field(text, "run_cnt"), None);
+    }
+}

@@ -1,0 +1,4 @@
+//! Where events come from: the ring buffer of the running kernel, and what was there before it.
+
+pub(crate) mod listeners;
+pub(crate) mod ringbuf;
