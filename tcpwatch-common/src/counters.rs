@@ -180,8 +180,11 @@ const _: () = {
     }
 };
 
-/// Connections by state, for sockets that have state of ours; one word per [`crate::state::TcpState`].
-pub const GAUGE_WORDS: usize = STATES;
+/// Connections by state, for sockets that have state of ours; one word per [`crate::state::TcpState`], rounded up so
+/// that a mask bounds the index: the verifier loses sight of a comparison when the compiler widens the register after it.
+pub const GAUGE_WORDS: usize = 16;
+
+const _: () = assert!(STATES <= GAUGE_WORDS);
 
 /// Programs that emit records under a limit of their own; the index into the map of token buckets.
 pub mod bucket {

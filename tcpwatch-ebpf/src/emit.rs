@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use core::mem::MaybeUninit;
 use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::{Conn, ConnKey};
-use tcpwatch_common::counters::{Loss, dist, group, slot};
+use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, slot};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, rtt_bucket, sketch_bucket};
 use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind};
 use tcpwatch_common::retransmit::RetransmitCause;
@@ -47,9 +47,9 @@ pub fn count(slot: u32, word: usize, n: u64) {
 /// Counts something that could not be kept.
 #[inline(always)]
 pub fn lost(loss: Loss) {
-    if let Some(word) = LOSSES.get_ptr_mut(loss as u32) {
-        // SAFETY: a value of the map.
-        unsafe { atomic_add(word, 1) }
+    if let Some(words) = LOSSES.get_ptr_mut(0) {
+        // SAFETY: the numbers of the losses are the indices of the array.
+        unsafe { atomic_add(words.cast::<u64>().add(loss as usize), 1) }
     }
 }
 
@@ -81,9 +81,10 @@ fn gauge_add(state: u8, n: u64) {
     if state == 0 {
         return;
     }
-    if let Some(word) = GAUGES.get_ptr_mut(u32::from(state)) {
-        // SAFETY: a value of the map.
-        unsafe { atomic_add(word, n) }
+    let index = usize::from(state) & (GAUGE_WORDS - 1);
+    if let Some(words) = GAUGES.get_ptr_mut(0) {
+        // SAFETY: within the array.
+        unsafe { atomic_add(words.cast::<u64>().add(index), n) }
     }
 }
 

@@ -25,15 +25,15 @@ pub static DISTS: PerCpuArray<[u64; dist::WORDS]> = PerCpuArray::with_max_entrie
 
 /// RSTs sent by origin, kernel reason and IP version.
 #[map]
-pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(reason::WORDS as u32, 0);
+pub static REASONS: PerCpuArray<[u64; reason::WORDS]> = PerCpuArray::with_max_entries(1, 0);
 
 /// What could not be kept, by [`Loss`].
 #[map]
-pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
+pub static LOSSES: PerCpuArray<[u64; Loss::ALL.len()]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Connections by state; a word goes up and down, and may be negative on one CPU.
 #[map]
-pub static GAUGES: PerCpuArray<u64> = PerCpuArray::with_max_entries(GAUGE_WORDS as u32, 0);
+pub static GAUGES: PerCpuArray<[u64; GAUGE_WORDS]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Slots of services, by `service_key`; written by the daemon.
 #[map]

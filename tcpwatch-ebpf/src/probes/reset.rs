@@ -130,9 +130,11 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
         group.add(group::resets(call.origin, why), 1);
     }
     let word = reason_word::index(call.origin, if call.reason == NO_REASON { 0 } else { call.reason }, r.key.ip_version);
-    if let Some(total) = maps::REASONS.get_ptr_mut(word as u32) {
-        // SAFETY: a value of the map.
-        unsafe { atomic_add(total, 1) }
+    if let Some(words) = maps::REASONS.get_ptr_mut(0)
+        && word < reason_word::WORDS
+    {
+        // SAFETY: within the array.
+        unsafe { atomic_add(words.cast::<u64>().add(word), 1) }
     }
     if emit::allowed(bucket::RESET, Loss::ThrottledReset) {
         debug!(ctx, "reset sent: origin {} reason {} cause {} state {}", call.origin as u8, r.reason, why as u8, state);

@@ -1,0 +1,68 @@
+//! `cargo xtask docs`: the pages that tcpwatch writes about itself.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::{cargo, root, say, stdout_of, succeed, target_dir};
+
+/// What to give `tcpwatch docs`, and the page it prints.
+const PAGES: [(&str, &str); 1] = [("metrics", "docs/METRICS.md")];
+
+/// Write the generated pages of docs/
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Write nothing, fail if a page is not what would be written
+    #[arg(long)]
+    check: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    pages(args.check)
+}
+
+/// Writes the pages, or checks them.
+pub(crate) fn pages(check: bool) -> Result<()> {
+    succeed(cargo()?.args(["build", "--package", "tcpwatch"]))?;
+    let binary = target_dir()?.join("debug/tcpwatch");
+    for (topic, path) in PAGES {
+        let text = stdout_of(Command::new(&binary).args(["docs", topic]))?;
+        let file = root()?.join(path);
+        let old = fs::read_to_string(&file).unwrap_or_default();
+        match difference(&old, &text) {
+            None => say!("{path} is up to date"),
+            Some(difference) if check => bail!("{path} is out of date, {difference}; `cargo xtask docs` writes it"),
+            Some(_) => {
+                fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+                say!("{path} written");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first line that is not as it should be.
+fn difference(old: &str, new: &str) -> Option<String> {
+    if old == new {
+        return None;
+    }
+    let same = old.lines().zip(new.lines()).take_while(|(old, new)| old == new).count();
+    let line = |text: &str| text.lines().nth(same).map_or_else(|| "nothing".to_owned(), |line| format!("{line:?}"));
+    Some(format!("line {} is {} and should be {}", same + 1, line(old), line(new)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_pages_do_not_differ() {
+        assert_eq!(difference("a\nb\n", "a\nb\n"), None);
+    }
+
+    #[test]
+    fn the_first_different_line_is_named() {
+        assert_eq!(difference("a\nb\n", "a\nc\n").as_deref(), Some("line 2 is \"b\" and should be \"c\""));
+        assert_eq!(difference("", "a\n").as_deref(), Some("line 1 is nothing and should be \"a\""));
+    }
+}
