@@ -23,6 +23,8 @@ const REQUIRE_VAR: &str = "TCPWATCH_REQUIRE_BPF";
 const COMMIT_VAR: &str = "TCPWATCH_COMMIT";
 /// The profile in the workspace's manifest.
 const PROFILE: &str = "bpf";
+/// The object of `cargo xtask bench`, built with the feature `bench` only.
+const BENCH: &str = "tcpwatch-bench";
 /// Instructions of Linux 5.12 and later, a kernel tcpwatch asks for anyhow: without them LLVM has no 32-bit atomics
 /// and none that return the old value.
 const CPU: &str = "v3";
@@ -133,6 +135,8 @@ fn programs(folder: &Path) -> io::Result<Vec<String>> {
             names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
         }
     }
+    // The yardsticks are for measuring only.
+    names.retain(|name| name != BENCH || env::var_os("CARGO_FEATURE_BENCH").is_some());
     names.sort();
     Ok(names)
 }

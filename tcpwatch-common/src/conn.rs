@@ -71,7 +71,7 @@ wire! {
         pub established_ns: u64,
         /// `bytes_sent` already in the group's counter, or not ours.
         pub flushed_sent: u64,
-        /// `bytes_received` already in the group's counter, or not ours.
+        /// Payload bytes received already in the group's counter, or not ours.
         pub flushed_received: u64,
         /// `data_segs_out` already in the group's counter, or not ours.
         pub flushed_segments: u32,

@@ -13,8 +13,8 @@ use crate::state::{Direction, STATES};
 pub mod slot {
     use crate::state::Direction;
 
-    /// Slots in all.
-    pub const COUNT: usize = 64;
+    /// Slots in all: each takes about 7 KB of kernel memory a CPU.
+    pub const COUNT: usize = 40;
     /// Resets that no listener and no connection explains: `direction="unknown", service="none"`.
     pub const NONE: u32 = 3;
     /// The first slot that a service can get.

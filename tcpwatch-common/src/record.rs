@@ -89,7 +89,7 @@ wire! {
         pub bytes_retrans: u64,
         /// Payload bytes acknowledged by the peer.
         pub bytes_acked: u64,
-        /// Payload bytes received in order.
+        /// Bytes received in order as the kernel counts them: payload, and one for a FIN.
         pub bytes_received: u64,
         /// Sum of the raw RTT samples, µs.
         pub rtt_sum_us: u64,

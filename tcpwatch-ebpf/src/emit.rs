@@ -202,7 +202,7 @@ fn bump<const OWNED: bool>(words: *mut u64, word: usize, n: u64) {
 /// Adds to the group what the connection has moved since it was last added.
 #[inline(always)]
 pub fn flush(sock: TcpSock, conn: &mut Conn) {
-    let (sent, received, segments) = (sock.bytes_sent(), sock.bytes_received(), sock.data_segs_out());
+    let (sent, received, segments) = (sock.bytes_sent(), sock.payload_received(), sock.data_segs_out());
     let dsacks = sock.dsack_dups();
     // tcp_disconnect clears the totals: what went down has begun anew, and is not a wrapped difference.
     if sent < conn.flushed_sent || received < conn.flushed_received {
@@ -270,7 +270,7 @@ pub fn adopt(sock: TcpSock, conn: &mut Conn, direction: tcpwatch_common::state::
     begin(sock, conn, direction, service_slot(direction, port));
     conn.flags = flag::PARTIAL | flag::COUNTED;
     conn.flushed_sent = sock.bytes_sent();
-    conn.flushed_received = sock.bytes_received();
+    conn.flushed_received = sock.payload_received();
     conn.flushed_segments = sock.data_segs_out();
     conn.flushed_dsacks = sock.dsack_dups();
     conn.retrans_seen = sock.total_retrans();

@@ -11,6 +11,8 @@ use crate::maps::{LISTENERS, SOCKETS};
 
 /// `AF_INET6`.
 pub const AF_INET6: u16 = 10;
+/// Bit number of `SOCK_DONE` in `sk_flags`: `enum sock_flags`, include/net/sock.h.
+const SOCK_DONE: u32 = 1;
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
 
@@ -101,6 +103,14 @@ impl TcpSock {
         let (shift, bits) =
             (crate::config::frozen(&LAYOUT.icsk_ca_state.shift), crate::config::frozen(&LAYOUT.icsk_ca_state.bits));
         if bits == 0 { byte } else { (byte >> (shift & 7)) & ((1_u16 << (bits & 15)) - 1) as u8 }
+    }
+
+    /// Payload bytes received in order. The kernel's `bytes_received` counts a FIN as a byte, and `SOCK_DONE` is set by
+    /// the FIN alone (`tcp_fin`, net/ipv4/tcp_input.c).
+    #[inline(always)]
+    pub fn payload_received(self) -> u64 {
+        let flags: u64 = self.read(&LAYOUT.skc_flags);
+        self.bytes_received() - ((flags >> SOCK_DONE) & 1)
     }
 
     /// Smallest RTT of the kernel's window, µs: `rtt_min.s[0].v`.

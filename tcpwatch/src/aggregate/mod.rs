@@ -1,5 +1,6 @@
 //! Pure aggregation: records and counter readings in, snapshots out. No clock, no kernel, no I/O.
 
+pub(crate) mod recent;
 pub(crate) mod services;
 pub(crate) mod snapshot;
 pub(crate) mod table;
@@ -7,10 +8,11 @@ pub(crate) mod table;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tcpwatch_common::counters::{group, slot};
+use tcpwatch_common::counters::slot;
 use tcpwatch_common::record::{ConnRecord, DecodeError, Kind, Record};
 use tcpwatch_common::state::{Direction, STATES};
 
+use self::recent::RecentRtt;
 use self::services::{Grant, Services};
 use self::snapshot::{Facts, GroupTotals, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
@@ -41,14 +43,22 @@ pub(crate) struct Aggregator {
     facts: Arc<Facts>,
     services: Services,
     table: ConnTable,
+    recent: RecentRtt,
     events: [u64; Kind::ALL.len()],
     errors: [u64; DECODE_REASONS.len()],
 }
 
 impl Aggregator {
-    /// Begins with nothing.
-    pub(crate) fn new(facts: Arc<Facts>, services: Services, table: ConnTable) -> Self {
-        Self { facts, services, table, events: [0; Kind::ALL.len()], errors: [0; DECODE_REASONS.len()] }
+    /// Begins with nothing, at `now_ns` of CLOCK_MONOTONIC.
+    pub(crate) fn new(facts: Arc<Facts>, services: Services, table: ConnTable, now_ns: u64) -> Self {
+        Self {
+            facts,
+            services,
+            table,
+            recent: RecentRtt::new(now_ns),
+            events: [0; Kind::ALL.len()],
+            errors: [0; DECODE_REASONS.len()],
+        }
     }
 
     /// Takes one record from the kernel; a grant is to be told to the kernel programs.
@@ -114,24 +124,14 @@ impl Aggregator {
         self.services.listening(port)
     }
 
-    /// Slots given out so far.
-    pub(crate) fn grants(&self) -> Vec<Grant> {
-        self.services.grants()
+    /// Periodic records so far.
+    pub(crate) fn samples(&self) -> u64 {
+        self.events.get(Kind::Sample as usize - 1).copied().unwrap_or(0)
     }
 
     /// How many slots the kernel counts in.
     pub(crate) fn slots_used(&self) -> u32 {
         self.services.used()
-    }
-
-    /// Connections held.
-    pub(crate) fn connections(&self) -> u64 {
-        self.table.stats().entries
-    }
-
-    /// Forgets connections that were silent since `ktime_ns`.
-    pub(crate) fn expire(&mut self, ktime_ns: u64) -> usize {
-        self.table.expire(ktime_ns)
     }
 
     /// A picture of now.
@@ -143,10 +143,13 @@ impl Aggregator {
             // Up and down are counted on different CPUs: a reading in between may be below zero.
             *state = if gauge > i64::MAX as u64 { 0 } else { gauge };
         }
+        let groups = self.groups(counters);
+        let rtt = self.recent.quantiles(&groups, reading.ktime_ns);
         Snapshot {
             ktime_ns: reading.ktime_ns,
             facts: Arc::clone(&self.facts),
-            groups: self.groups(counters),
+            groups,
+            rtt,
             states,
             reasons: counters.reasons.clone(),
             own: SelfStats {
@@ -191,12 +194,10 @@ fn add<const N: usize>(total: &mut [u64; N], more: &[u64; N]) {
     }
 }
 
-const _: () = assert!(group::OPENED == 0, "the first word is a counter like any other");
-
 #[cfg(test)]
 pub(crate) mod tests {
     use tcpwatch_common::conn::ConnKey;
-    use tcpwatch_common::counters::{GAUGE_WORDS, Loss, reason};
+    use tcpwatch_common::counters::{GAUGE_WORDS, Loss, group, reason};
     use tcpwatch_common::record::{ABI, Header, ListenerRecord};
 
     use super::*;
@@ -212,7 +213,7 @@ pub(crate) mod tests {
     }
 
     fn aggregator() -> Aggregator {
-        Aggregator::new(Arc::default(), Services::new(16, &[]), ConnTable::new(10))
+        Aggregator::new(Arc::default(), Services::new(16, &[]), ConnTable::new(10), 0)
     }
 
     fn counters(slots: u32) -> Counters {
@@ -244,7 +245,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_has_no_label_is_in_other_and_nothing_is_lost() {
-        let mut aggregator = Aggregator::new(Arc::default(), Services::new(1, &[]), ConnTable::new(10));
+        let mut aggregator = Aggregator::new(Arc::default(), Services::new(1, &[]), ConnTable::new(10), 0);
         for port in [1, 2, 3] {
             aggregator.listening(port).unwrap();
         }

@@ -1,6 +1,6 @@
 //! Which services get a place of their own in the counters and labels.
 //!
-//! Two things are given out. A *slot* makes the kernel count a service apart; there are 60, and a port gets one when
+//! Two things are given out. A *slot* makes the kernel count a service apart; there are 36, and a port gets one when
 //! something listens on it, or when connections to it last. A *label* makes it visible; there are 16 by default, and a
 //! slot gets one when it first counts anything. Neither is ever taken back while the daemon runs: a series does not
 //! flap and no count moves from one label to another. What has no label is in `other`. A port scan gets nothing.

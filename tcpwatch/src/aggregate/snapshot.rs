@@ -41,6 +41,21 @@ pub(crate) struct GroupTotals {
     pub(crate) dist: [u64; dist::WORDS],
 }
 
+/// RTT quantiles of one direction over the last 30 to 60 seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct RttQuantiles {
+    /// Which end opened the connections.
+    pub(crate) direction: Direction,
+    /// Raw samples they are made of.
+    pub(crate) samples: u64,
+    /// Median, seconds.
+    pub(crate) p50_seconds: f64,
+    /// 90th percentile, seconds.
+    pub(crate) p90_seconds: f64,
+    /// 99th percentile, seconds.
+    pub(crate) p99_seconds: f64,
+}
+
 /// What the kernel says of one of our programs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ProgramStats {
@@ -138,6 +153,8 @@ pub(crate) struct Snapshot {
     pub(crate) facts: Arc<Facts>,
     /// Totals by group, ordered by direction and service; every group that a service was admitted to.
     pub(crate) groups: Vec<GroupTotals>,
+    /// RTT quantiles of the last minute, for directions that had samples.
+    pub(crate) rtt: Vec<RttQuantiles>,
     /// Connections by state, indexed by `TcpState`.
     pub(crate) states: [u64; STATES],
     /// RSTs sent, by the indices of `tcpwatch_common::counters::reason`.

@@ -38,16 +38,6 @@ impl ConnTable {
         self.connections.pop(&cookie);
     }
 
-    /// Forgets what was not heard of since `ktime_ns`: its close did not reach us. Returns how many.
-    pub(crate) fn expire(&mut self, ktime_ns: u64) -> usize {
-        let mut expired = 0;
-        while self.connections.peek_lru().is_some_and(|(_, c)| c.header.ktime_ns < ktime_ns) {
-            self.connections.pop_lru();
-            expired += 1;
-        }
-        expired
-    }
-
     /// How full it is.
     pub(crate) fn stats(&self) -> TableStats {
         TableStats {
@@ -72,18 +62,6 @@ mod tests {
         assert_eq!(table.stats(), TableStats { entries: 2, capacity: 2, evicted: 1 });
         assert!(table.connections.contains(&1) && !table.connections.contains(&2));
         table.remove(1);
-        assert_eq!(table.stats().entries, 1);
-    }
-
-    #[test]
-    fn silent_connections_expire() {
-        let mut table = ConnTable::new(8);
-        for (cookie, at) in [(1, 10), (2, 20), (3, 30)] {
-            let mut record = conn_record(cookie);
-            record.header.ktime_ns = at;
-            table.update(&record);
-        }
-        assert_eq!(table.expire(25), 2);
         assert_eq!(table.stats().entries, 1);
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 
 use aya::programs::{BtfTracePoint, FEntry, KProbe, ProgramError, RawTracePoint};
-use aya::{Btf as AyaBtf, BtfError, Ebpf, EbpfError, EbpfLoader, Endianness};
+use aya::{Btf as AyaBtf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use tcpwatch_common::layout::Layout;
 
 use super::facts::KernelFacts;
@@ -124,7 +124,7 @@ pub(crate) fn load(facts: &KernelFacts, options: &Options) -> Result<Loaded, Loa
     Err(LoadError::NoObjects("no way to load the programs is known"))
 }
 
-fn load_object(facts: &KernelFacts, options: &Options, btf: &AyaBtf, way: &ResetWay) -> Result<Ebpf, LoadError> {
+pub(crate) fn load_object(facts: &KernelFacts, options: &Options, btf: &AyaBtf, way: &ResetWay) -> Result<Ebpf, LoadError> {
     let object = objects::OBJECTS
         .iter()
         .find(|(name, _)| *name == way.object)
@@ -167,7 +167,7 @@ fn load_object(facts: &KernelFacts, options: &Options, btf: &AyaBtf, way: &Reset
 }
 
 /// The layout as it lies in the program's read-only data.
-fn layout_bytes(layout: &Layout) -> Vec<u8> {
+pub(crate) fn layout_bytes(layout: &Layout) -> Vec<u8> {
     layout
         .fields()
         .flat_map(|(_, field)| {
@@ -301,6 +301,3 @@ fn permission(error: &EbpfError) -> Option<io::Error> {
     }
     None
 }
-
-/// The byte order that the objects are built for.
-pub(crate) const ENDIANNESS: Endianness = if cfg!(target_endian = "little") { Endianness::Little } else { Endianness::Big };

@@ -32,9 +32,9 @@ pub(crate) struct Maps {
     pub(crate) events: Option<RingBuf<MapData>>,
     groups: PerCpuArray<MapData, [u64; group::WORDS]>,
     dists: PerCpuArray<MapData, [u64; dist::WORDS]>,
-    reasons: PerCpuArray<MapData, u64>,
-    losses: PerCpuArray<MapData, u64>,
-    gauges: PerCpuArray<MapData, u64>,
+    reasons: PerCpuArray<MapData, [u64; reason::WORDS]>,
+    losses: PerCpuArray<MapData, [u64; Loss::ALL.len()]>,
+    gauges: PerCpuArray<MapData, [u64; GAUGE_WORDS]>,
     services: HashMap<MapData, u32, u32>,
     listeners: HashMap<MapData, u64, u64>,
     settings: Array<MapData, u64>,
@@ -100,12 +100,13 @@ impl Maps {
             add(&mut all.dist, &self.dists, "DISTS", index + slot::COUNT as u32)?;
             slots.push(all);
         }
-        let mut reasons = vec![0; reason::WORDS];
-        fill(&mut reasons, &self.reasons, "REASONS")?;
+        let mut reasons = [0; reason::WORDS];
+        add(&mut reasons, &self.reasons, "REASONS", 0)?;
         let mut losses = [0; Loss::ALL.len()];
-        fill(&mut losses, &self.losses, "LOSSES")?;
+        add(&mut losses, &self.losses, "LOSSES", 0)?;
         let mut gauges = [0; GAUGE_WORDS];
-        fill(&mut gauges, &self.gauges, "GAUGES")?;
+        add(&mut gauges, &self.gauges, "GAUGES", 0)?;
+        let reasons = reasons.to_vec();
         Ok(Counters { slots, reasons, losses, gauges })
     }
 
@@ -148,14 +149,6 @@ fn add<const N: usize>(
         for (sum, word) in total.iter_mut().zip(words) {
             *sum = sum.wrapping_add(*word);
         }
-    }
-    Ok(())
-}
-
-fn fill(totals: &mut [u64], map: &PerCpuArray<MapData, u64>, name: &'static str) -> Result<(), MapsError> {
-    for (index, total) in totals.iter_mut().enumerate() {
-        let per_cpu = map.get(&(index as u32), 0).map_err(|source| MapsError::Map { name, source })?;
-        *total = per_cpu.iter().fold(0_u64, |sum, word| sum.wrapping_add(*word));
     }
     Ok(())
 }

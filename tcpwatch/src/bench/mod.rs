@@ -1,0 +1,4 @@
+//! Measurements, not part of the daemon: built with the feature `bench` only.
+
+pub mod kernel;
+pub(crate) mod sample;

@@ -1,0 +1,300 @@
+//! The command line: what can be asked of the program, and the answers that need neither the daemon nor the kernel.
+//!
+//! `main.rs` parses a [`Cli`], gives it to [`answer`], and what that leaves (`run`, `doctor`) to the modules that do
+//! the work. Usage errors are clap's and end with status 2, like those of the configuration.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::config::{self, Choice, ConfigError, Flag, Layers, Resolved};
+use crate::metrics;
+
+/// Exit status: something failed.
+pub(crate) const FAILED: u8 = 1;
+/// Exit status: the command line or the configuration is wrong.
+pub(crate) const USAGE: u8 = 2;
+/// Exit status: not permitted, or the kernel is too old.
+pub(crate) const NOT_PERMITTED: u8 = 3;
+
+static VERSION: LazyLock<String> = LazyLock::new(|| version(option_env!("TCPWATCH_COMMIT").unwrap_or_default()));
+
+/// Why is this TCP connection slow, and who reset it?
+#[derive(Debug, Parser)]
+#[command(name = "tcpwatch", version = VERSION.as_str(), max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Unix socket of the daemon [default: /run/tcpwatch/tcpwatch.sock] [env: TCPWATCH_SOCKET]
+    // The resolver reads the variable, so that it knows who gave the value.
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<String>,
+    /// Configuration file [default: /etc/tcpwatch/tcpwatch.toml, which may be absent]
+    #[arg(long, global = true, value_name = "FILE", env = config::FILE_VARIABLE, hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Watch every TCP connection of this host and serve what is seen
+    Run(Run),
+    /// Tell what this kernel offers, what is attached and what is lost
+    Doctor(Doctor),
+    /// Check a configuration file, with the environment as it is
+    CheckConfig(CheckConfig),
+    /// Print the settings that hold, and where each comes from
+    Config,
+    /// Print a script that completes commands in a shell
+    Completions(Completions),
+    /// Print a page of the documentation
+    #[command(hide = true)]
+    Docs(Docs),
+}
+
+/// `tcpwatch run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Address and port for Prometheus [default: 127.0.0.1:10793] [env: TCPWATCH_LISTEN]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+}
+
+/// `tcpwatch doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `tcpwatch check-config`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckConfig {
+    /// The file; without it, the one that `tcpwatch run` would read
+    file: Option<PathBuf>,
+}
+
+/// `tcpwatch completions`.
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    shell: Shell,
+}
+
+/// `tcpwatch docs`.
+#[derive(Debug, Args)]
+pub(crate) struct Docs {
+    /// The page
+    topic: Topic,
+}
+
+/// A page that the program writes about itself.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Topic {
+    /// docs/METRICS.md
+    Metrics,
+    /// deploy/tcpwatch.toml
+    Config,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// The settings are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Nobody takes the answer.
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+}
+
+impl CliError {
+    /// The status to end with.
+    pub(crate) const fn status(&self) -> u8 {
+        match self {
+            Self::Config(_) => USAGE,
+            Self::Output(_) => FAILED,
+        }
+    }
+}
+
+impl Cli {
+    /// The settings by all that this command line, the environment and the file say.
+    pub(crate) fn resolve(&self) -> Result<Resolved, ConfigError> {
+        config::resolve(&self.layers())
+    }
+
+    fn layers(&self) -> Layers {
+        let named = match &self.command {
+            Command::CheckConfig(CheckConfig { file: Some(file) }) => Some(file),
+            _ => self.config.as_ref(),
+        };
+        let listen = match &self.command {
+            Command::Run(run) => run.listen.as_ref(),
+            _ => None,
+        };
+        let flag = |key, flag, value: Option<&String>| value.map(|value| Flag { key, flag, value: value.clone() });
+        Layers {
+            file: named
+                .map_or_else(|| Choice::Default(config::DEFAULT_FILE.into()), |file| Choice::Named(file.clone())),
+            environment: env::vars_os().collect(),
+            flags: [flag("listen", "--listen", listen), flag("socket", "--socket", self.socket.as_ref())]
+                .into_iter()
+                .flatten()
+                .collect(),
+        }
+    }
+}
+
+/// Writes the answer to a question that the program can answer by itself; false when `cli` asks for something else.
+pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> {
+    let text = match &cli.command {
+        Command::Run(_) | Command::Doctor(_) => return Ok(false),
+        Command::CheckConfig(_) => verdict(&cli.resolve()?),
+        Command::Config => shown(&cli.resolve()?),
+        Command::Completions(Completions { shell }) => completions(*shell),
+        Command::Docs(Docs { topic: Topic::Metrics }) => metrics::docs::page(),
+        Command::Docs(Docs { topic: Topic::Config }) => config::example(),
+    };
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // `tcpwatch config | head` is not a failure.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
+        written => written.map(|()| true).map_err(CliError::Output),
+    }
+}
+
+fn version(commit: &str) -> String {
+    let number = env!("CARGO_PKG_VERSION");
+    if commit.is_empty() { number.to_owned() } else { format!("{number} ({commit})") }
+}
+
+fn verdict(resolved: &Resolved) -> String {
+    let file = match &resolved.file {
+        Some(file) => format!("{}: no errors\n", file.display()),
+        None => format!("{}: no such file; the defaults hold\n", config::DEFAULT_FILE),
+    };
+    warnings(resolved, "") + &file
+}
+
+fn shown(resolved: &Resolved) -> String {
+    warnings(resolved, "# ") + &resolved.to_toml()
+}
+
+fn warnings(resolved: &Resolved, start: &str) -> String {
+    let lines = resolved.warnings.iter().map(|warning| format!("{start}warning: {warning}\n"));
+    lines.collect::<Vec<_>>().concat()
+}
+
+fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tcpwatch", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+    use std::fs;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    fn answered(line: &str) -> Result<String, CliError> {
+        let mut out = Vec::new();
+        assert!(answer(&parse(line).unwrap(), &mut out)?, "{line}");
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_is_as_agreed() {
+        let mut text = String::new();
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        for command in [&mut command.clone()].into_iter().chain(command.get_subcommands_mut()) {
+            text.push_str(&format!("{}\n----\n", command.render_long_help()));
+        }
+        crate::golden::check("tests/golden/help.txt", &text);
+    }
+
+    #[test]
+    fn usage_errors_end_with_status_2_and_help_with_0() {
+        for line in ["tcpwatch", "tcpwatch runn", "tcpwatch run --listn x", "tcpwatch completions", "tcpwatch top"] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), i32::from(USAGE), "{line}");
+        }
+        let version = parse("tcpwatch --version").unwrap_err();
+        assert_eq!((version.kind(), version.exit_code()), (ErrorKind::DisplayVersion, 0));
+        assert!(version.to_string().starts_with(concat!("tcpwatch ", env!("CARGO_PKG_VERSION"))));
+    }
+
+    #[test]
+    fn a_known_commit_is_part_of_the_version() {
+        assert_eq!(version("abc"), concat!(env!("CARGO_PKG_VERSION"), " (abc)"));
+        assert_eq!(version(""), env!("CARGO_PKG_VERSION"));
+    }
+
+    #[test]
+    fn global_flags_are_taken_before_and_after_the_command() {
+        for line in [
+            "tcpwatch --socket /a --config /b run --listen [::1]:1",
+            "tcpwatch run --listen [::1]:1 --socket /a --config /b",
+        ] {
+            let layers = parse(line).unwrap().layers();
+            assert_eq!(layers.file, Choice::Named("/b".into()));
+            let flags: Vec<_> = layers.flags.iter().map(|flag| (flag.key, flag.flag, flag.value.as_str())).collect();
+            assert_eq!(flags, [("listen", "--listen", "[::1]:1"), ("socket", "--socket", "/a")]);
+        }
+    }
+
+    #[test]
+    fn run_and_doctor_are_left_to_others() {
+        for line in ["tcpwatch run", "tcpwatch doctor --json"] {
+            assert!(!answer(&parse(line).unwrap(), &mut Vec::new()).unwrap());
+        }
+    }
+
+    #[test]
+    fn check_config_tells_what_is_wrong_with_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("t.toml");
+        fs::write(&file, "services = 2\n").unwrap();
+        let line = format!("tcpwatch check-config {}", file.display());
+        assert!(answered(&line).unwrap().ends_with("t.toml: no errors\n"));
+        fs::write(&file, "servces = 2\n").unwrap();
+        let error = answered(&line).unwrap_err();
+        assert_eq!(error.status(), USAGE);
+        assert!(error.to_string().ends_with("t.toml:1: unknown key `servces`; did you mean `services`?"), "{error}");
+    }
+
+    #[test]
+    fn config_prints_the_settings_with_their_origins() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("t.toml");
+        fs::write(&file, "services = 2\n").unwrap();
+        let text = answered(&format!("tcpwatch --config {} --socket /x config", file.display())).unwrap();
+        assert!(text.contains(&format!("services = 2 # {}:1\n", file.display())), "{text}");
+        assert!(text.contains("socket = \"/x\" # flag --socket\n"), "{text}");
+    }
+
+    #[test]
+    fn completions_and_pages_are_not_empty() {
+        for shell in ["bash", "fish", "zsh", "elvish", "powershell"] {
+            assert!(answered(&format!("tcpwatch completions {shell}")).unwrap().contains("check-config"), "{shell}");
+        }
+        for page in ["metrics", "config"] {
+            assert!(answered(&format!("tcpwatch docs {page}")).unwrap().starts_with("# "), "{page}");
+        }
+    }
+}

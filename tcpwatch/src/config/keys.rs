@@ -1,0 +1,175 @@
+//! The one list of settings. The structure that the daemon gets, its defaults, the names of the environment, the
+//! example file, `tcpwatch config` and the messages about wrong values are all made from it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::rules::{
+    AbsolutePath, Address, HostName, Integer, List, Named, OneOf, Port, Raw, RingSize, Rule, Span, Switch,
+};
+
+/// What begins the name of every variable of the environment.
+pub(crate) const PREFIX: &str = "TCPWATCH_";
+
+/// When tcp_probe looks at a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sampling {
+    /// At every acknowledgement: the RTT histogram weighs packets.
+    EveryAck,
+    /// At most once a tick of the kernel and connection: cheaper, and the histogram weighs connections.
+    Tick,
+}
+
+impl Named for Sampling {
+    const ALL: &'static [(Self, &'static str)] = &[(Self::EveryAck, "every-ack"), (Self::Tick, "tick")];
+}
+
+impl Named for log::LevelFilter {
+    const ALL: &'static [(Self, &'static str)] = &[
+        (Self::Error, "error"),
+        (Self::Warn, "warn"),
+        (Self::Info, "info"),
+        (Self::Debug, "debug"),
+        (Self::Trace, "trace"),
+    ];
+}
+
+/// One setting, without its value.
+pub(crate) struct Setting {
+    /// Its name in the file.
+    pub(crate) key: &'static str,
+    /// What it does, a line each, as the comments above it are.
+    pub(crate) doc: &'static [&'static str],
+    /// What it may be: the end of "it must be …".
+    pub(crate) allowed: fn() -> String,
+    /// Sets it; `None` when the value is not allowed.
+    pub(super) set: fn(&mut Config, &Raw) -> Option<()>,
+    /// Its value as TOML.
+    pub(super) show: fn(&Config) -> String,
+}
+
+impl Setting {
+    /// Its name in the environment.
+    pub(crate) fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.key.to_ascii_uppercase())
+    }
+}
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $key:ident: $rule:ty = $default:expr;)+) => {
+        /// The settings, every one of them valid.
+        #[derive(Clone, Debug, PartialEq)]
+        pub(crate) struct Config { $($(#[doc = $doc])+ pub(crate) $key: <$rule as Rule>::Value,)+ }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $($key: $default,)+ }
+            }
+        }
+
+        /// Every setting, in the order of the example file.
+        pub(crate) const SETTINGS: &[Setting] = &[$(Setting {
+            key: stringify!($key),
+            doc: &[$($doc),+],
+            allowed: <$rule as Rule>::allowed,
+            set: |config, raw| {
+                config.$key = <$rule as Rule>::parse(raw)?;
+                Some(())
+            },
+            show: |config| <$rule as Rule>::show(&config.$key),
+        },)+];
+    };
+}
+
+settings! {
+    /// Address and port of /metrics, /healthz and /readyz. Whoever can reach it can read them.
+    listen: Address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10793);
+    /// Names under which HTTP clients may ask for this host. `localhost` and IP addresses always may; other names are
+    /// refused, because a web page can make its own name point here (DNS rebinding).
+    allowed_hosts: List<HostName, 32> = Vec::new();
+    /// Unix socket of the API, through which the other commands talk to the daemon.
+    socket: AbsolutePath = "/run/tcpwatch/tcpwatch.sock".into();
+    /// How much is logged.
+    log_level: OneOf<log::LevelFilter> = log::LevelFilter::Info;
+    /// How often a busy connection is reported. It grows by itself when there are more connections than
+    /// `records_per_second` allows; totals and histograms do not depend on it.
+    sample_interval: Span<100, 60_000> = Duration::from_secs(1);
+    /// Budget of periodic records from the kernel, for all connections together.
+    records_per_second: Integer<10, 1_000_000> = 5000;
+    /// Size of the ring buffer between kernel and daemon. What does not fit is counted as lost; totals stay right.
+    ring_bytes: RingSize<{ 64 << 20 }> = 1 << 20;
+    /// Connections that the daemon keeps details of. Totals include those beyond.
+    max_connections: Integer<100, 4_000_000> = 100_000;
+    /// Services (direction and port) with series of their own; the rest share `service="other"`.
+    services: Integer<1, 56> = 16;
+    /// Ports that are services from the start, whatever traffic they have, and keep their place.
+    service_ports: List<Port, 56> = Vec::new();
+    /// When the RTT of a connection is sampled: at every acknowledgement, or once a tick of the kernel, which costs
+    /// less on busy connections.
+    sampling: OneOf<Sampling> = Sampling::EveryAck;
+    /// Retransmissions and resets that are reported one by one, a second and CPU. Beyond, they are only counted.
+    detail_per_second: Integer<0, 1_000_000> = 1000;
+    /// Network namespaces to keep to, as paths such as "/proc/self/ns/net" or "/run/netns/blue". Empty: all of them.
+    netns: List<AbsolutePath, 8> = Vec::new();
+    /// Print what the kernel programs log, for debugging them.
+    kernel_log: Switch = false;
+    /// Refuse to start when a probe that this kernel should support cannot be attached.
+    strict: Switch = false;
+}
+
+/// The setting with the name most like `name`, if one is like it at all.
+pub(super) fn nearest(name: &str) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase();
+    let distance = |key: &str| strsim::damerau_levenshtein(key, &name);
+    let key = SETTINGS.iter().map(|setting| setting.key).min_by_key(|key| distance(key))?;
+    // A third of the letters wrong is a slip; more is another word.
+    (distance(key) * 3 <= key.len().max(6)).then_some(key)
+}
+
+/// The file that is installed: every setting with its default, commented out.
+pub(crate) fn example() -> String {
+    let mut text = String::from(
+        "# Settings of the tcpwatch daemon. Those commented out have the value that is shown.\n\
+         # Variables of the environment and flags win over this file; `tcpwatch config` shows what holds and why,\n\
+         # `tcpwatch check-config FILE` finds mistakes.\n",
+    );
+    let defaults = Config::default();
+    for setting in SETTINGS {
+        text.push('\n');
+        for line in setting.doc {
+            text.push_str(&format!("#{line}\n"));
+        }
+        text.push_str(&format!("# Must be {}. Environment: {}\n", (setting.allowed)(), setting.variable()));
+        text.push_str(&format!("#{} = {}\n", setting.key, (setting.show)(&defaults)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_snake_case_and_unique_and_documented() {
+        for (i, setting) in SETTINGS.iter().enumerate() {
+            assert!(setting.key.bytes().all(|c| c.is_ascii_lowercase() || c == b'_'), "{}", setting.key);
+            assert!(SETTINGS[..i].iter().all(|other| other.key != setting.key), "{} twice", setting.key);
+            assert!(setting.doc.iter().all(|line| line.starts_with(' ') && line.len() < 118), "{}", setting.key);
+            assert!(setting.doc.last().unwrap().ends_with('.'), "{}", setting.key);
+        }
+    }
+
+    #[test]
+    fn a_slip_has_a_nearest_name_and_another_word_has_none() {
+        assert_eq!(nearest("listn"), Some("listen"));
+        assert_eq!(nearest("sample-interval"), Some("sample_interval"));
+        assert_eq!(nearest("LOG_LEVEL"), Some("log_level"));
+        assert_eq!(nearest("colour"), None);
+        assert_eq!(nearest(""), None);
+    }
+
+    #[test]
+    fn the_installed_file_is_the_generated_one() {
+        crate::golden::check("../deploy/tcpwatch.toml", &example());
+    }
+}

@@ -1,0 +1,291 @@
+//! HTTP: what is served at the TCP address, to whom, and how long a client may take.
+//!
+//! This file has the pages; `host` decides by which names this host may be asked for, `serve` takes connections. The
+//! pages read snapshots and change nothing. There is no authentication here, so there is nothing else to see either.
+
+mod host;
+mod serve;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use crate::aggregate::snapshot::Snapshot;
+use crate::config::Config;
+use crate::metrics::{CONTENT_TYPE, Exporter};
+
+pub(crate) use serve::{HttpError, bind};
+
+/// How many requests for a fresh snapshot may wait; whoever comes beyond gets the newest there is.
+pub(crate) const REFRESHES: usize = 16;
+/// How long a scrape waits for a fresh snapshot before it takes the newest there is.
+const REFRESH_WAIT: Duration = Duration::from_secs(1);
+
+/// The snapshots of the daemon, and the way to ask for a new one.
+#[derive(Clone, Debug)]
+struct Pages {
+    exporter: Arc<Exporter>,
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    refresh: mpsc::Sender<Refresh>,
+}
+
+/// A request for a snapshot of this moment.
+#[derive(Debug)]
+pub(crate) struct Refresh(oneshot::Sender<()>);
+
+impl Refresh {
+    /// Tells who asked that it was published.
+    pub(crate) fn done(self) {
+        // Who asked may have gone away.
+        let _gone = self.0.send(());
+    }
+}
+
+/// Serves the newest snapshot at the TCP address, until there will be no more. Then requests under way get a moment.
+///
+/// Each scrape asks by `refresh` for a snapshot of its own; the receiver publishes one and calls [`Refresh::done`].
+pub(crate) async fn serve(
+    listener: TcpListener,
+    config: Config,
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    refresh: mpsc::Sender<Refresh>,
+) {
+    let exporter = match Exporter::new(snapshots.clone()) {
+        Ok(exporter) => Arc::new(exporter),
+        Err(error) => return log::error!("no HTTP: {error}"),
+    };
+    let mut published = snapshots.clone();
+    let end = async move { while published.changed().await.is_ok() {} };
+    let pages = Pages { exporter: Arc::clone(&exporter), snapshots, refresh };
+    serve::accept(listener, router(pages, config.allowed_hosts.into()), exporter, serve::Limits::default(), end).await;
+}
+
+fn router(pages: Pages, names: Arc<[String]>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readiness))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "not found; there are /metrics, /healthz and /readyz\n") })
+        .layer(middleware::from_fn_with_state(names, admit))
+        .with_state(pages)
+}
+
+/// Turns away whoever asks for a strange host or wants to change something.
+async fn admit(State(names): State<Arc<[String]>>, request: Request, next: Next) -> Response {
+    if let Err(refusal) = host::check(&request, &names) {
+        return (refusal.status(), format!("{refusal}\n")).into_response();
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")], "GET and HEAD only\n").into_response();
+    }
+    next.run(request).await
+}
+
+async fn metrics(State(pages): State<Pages>) -> Response {
+    pages.refresh().await;
+    // Off this thread, which has the ring buffer to drain.
+    match tokio::task::spawn_blocking(move || pages.exporter.encode()).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed; see the log\n").into_response(),
+    }
+}
+
+impl Pages {
+    /// Waits for a snapshot of now, if one is to be had; `tcpwatch_snapshot_age_seconds` tells whether it was.
+    async fn refresh(&self) {
+        let (done, published) = oneshot::channel();
+        if self.refresh.try_send(Refresh(done)).is_ok() {
+            let _in_time = timeout(REFRESH_WAIT, published).await;
+        }
+    }
+}
+
+async fn readiness(State(pages): State<Pages>) -> (StatusCode, &'static str) {
+    if pages.snapshots.has_changed().is_err() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready: tcpwatch is stopping\n");
+    }
+    if pages.snapshots.borrow().is_none() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready: the kernel programs are being attached\n");
+    }
+    (StatusCode::OK, "ready\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::sample;
+    use tcpwatch_common::counters::group;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    struct Running {
+        address: std::net::SocketAddr,
+        snapshots: watch::Sender<Option<Arc<Snapshot>>>,
+        exporter: Arc<Exporter>,
+    }
+
+    /// A server whose daemon gives no snapshots on request.
+    async fn start() -> Running {
+        start_with(mpsc::channel(1).0).await
+    }
+
+    async fn start_with(refresh: mpsc::Sender<Refresh>) -> Running {
+        let (snapshots, newest) = watch::channel(None);
+        let exporter = Arc::new(Exporter::new(newest.clone()).unwrap());
+        let pages = Pages { exporter: Arc::clone(&exporter), snapshots: newest, refresh };
+        let router = router(pages, Arc::new(["web-1".to_owned()]));
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (counter, limits) = (Arc::clone(&exporter), serve::Limits::default());
+        tokio::spawn(serve::accept(listener, router, counter, limits, std::future::pending()));
+        Running { address, snapshots, exporter }
+    }
+
+    impl Running {
+        /// Status, head and body of the answer to a request that ends the connection.
+        async fn ask(&self, request: &str) -> (u16, String, String) {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+            (status, head.to_ascii_lowercase(), body.to_owned())
+        }
+
+        async fn get(&self, path: &str) -> (u16, String, String) {
+            self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).await
+        }
+
+        async fn status(&self, method: &str, host: &str) -> u16 {
+            self.ask(&format!("{method} /healthz HTTP/1.1\r\n{host}Connection: close\r\n\r\n")).await.0
+        }
+    }
+
+    #[tokio::test]
+    async fn metrics_have_the_content_type_of_their_format() {
+        let server = start().await;
+        server.snapshots.send_replace(Some(Arc::new(sample::full(1))));
+        let (status, head, body) = server.get("/metrics").await;
+        assert_eq!(status, 200);
+        assert!(head.contains("\r\ncontent-type: text/plain; version=0.0.4"), "{head}");
+        assert!(
+            body.contains("\ntcpwatch_rtt_seconds_bucket{direction=\"inbound\",service=\"443\",le=\"0.000032\"} "),
+            "{body}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_scrape_shows_a_snapshot_of_its_own_moment() {
+        let (refresh, mut refreshes) = mpsc::channel::<Refresh>(1);
+        let server = Arc::new(start_with(refresh).await);
+        let daemon = Arc::clone(&server);
+        tokio::spawn(async move {
+            for opened in 1.. {
+                let Some(request) = refreshes.recv().await else { break };
+                let mut snapshot = sample::empty();
+                snapshot.groups[0].words[group::OPENED] = opened;
+                daemon.snapshots.send_replace(Some(Arc::new(snapshot)));
+                request.done();
+            }
+        });
+        for opened in 1..4 {
+            let (_, _, body) = server.get("/metrics").await;
+            let series = "tcpwatch_connections_opened_total{direction=\"unknown\",service=\"other\"}";
+            assert!(body.contains(&format!("\n{series} {opened}\n")), "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_too_busy_for_a_snapshot_does_not_stop_scrapes() {
+        let (refresh, mut refreshes) = mpsc::channel::<Refresh>(1);
+        refresh.try_send(Refresh(oneshot::channel().0)).unwrap();
+        let server = start_with(refresh).await;
+        assert_eq!(server.get("/metrics").await.0, 200, "nobody takes what waits");
+        refreshes.recv().await.unwrap();
+        let page = server.get("/metrics");
+        let ignored = async { drop(refreshes.recv().await.unwrap()) };
+        assert_eq!(tokio::join!(page, ignored).0.0, 200, "who takes it gives nothing");
+    }
+
+    #[tokio::test]
+    async fn readiness_says_why_not() {
+        let server = start().await;
+        assert_eq!(server.get("/healthz").await.0, 200);
+        let (status, _, body) = server.get("/readyz").await;
+        assert_eq!((status, body.as_str()), (503, "not ready: the kernel programs are being attached\n"));
+        server.snapshots.send_replace(Some(Arc::new(sample::empty())));
+        assert_eq!(server.get("/readyz").await.0, 200);
+        let Running { address, exporter, snapshots } = server;
+        drop(snapshots);
+        let server = Running { address, exporter, snapshots: watch::channel(None).0 };
+        let (status, _, body) = server.get("/readyz").await;
+        assert_eq!((status, body.as_str()), (503, "not ready: tcpwatch is stopping\n"));
+        assert_eq!(server.get("/healthz").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn the_server_ends_when_there_will_be_no_more_snapshots() {
+        let (snapshots, newest) = watch::channel(None);
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let server = tokio::spawn(serve(listener, Config::default(), newest, mpsc::channel(1).0));
+        snapshots.send_replace(Some(Arc::new(sample::empty())));
+        drop(snapshots);
+        timeout(Duration::from_secs(20), server).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn other_pages_and_other_methods_are_refused_with_a_hint() {
+        let server = start().await;
+        let (status, _, body) = server.get("/api/v1/connections").await;
+        assert_eq!((status, body.as_str()), (404, "not found; there are /metrics, /healthz and /readyz\n"));
+        let (status, head, _) =
+            server.ask("POST /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+        assert_eq!(status, 405);
+        assert!(head.contains("\r\nallow: get, head"), "{head}");
+        let (status, head, body) =
+            server.ask("HEAD /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+        assert_eq!((status, body.as_str()), (200, ""));
+        assert!(head.contains("\r\ncontent-type: text/plain; version=0.0.4"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn names_that_a_web_page_may_have_made_up_are_refused() {
+        let server = start().await;
+        assert_eq!(server.status("GET", "Host: localhost:1\r\n").await, 200);
+        assert_eq!(server.status("GET", "Host: web-1:10793\r\n").await, 200);
+        assert_eq!(server.status("GET", "Host: evil.example\r\n").await, 403);
+        assert_eq!(server.status("GET", "").await, 400);
+        assert_eq!(server.status("POST", "Host: evil.example\r\n").await, 403);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_is_counted_and_disturbs_nobody() {
+        let server = start().await;
+        server.snapshots.send_replace(Some(Arc::new(sample::full(60))));
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        stream.read_exact(&mut [0; 8]).await.unwrap();
+        // Closed with unread data: the kernel tells the server by a RST.
+        drop(stream);
+        let counted = async {
+            while !server.exporter.encode().unwrap().contains("\ntcpwatch_http_disconnects_total 1\n") {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(20), counted).await.unwrap();
+        let (status, _, body) = server.get("/metrics").await;
+        assert_eq!(status, 200);
+        assert!(body.contains("\ntcpwatch_http_disconnects_total 1\n"));
+    }
+}

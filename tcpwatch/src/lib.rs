@@ -1,0 +1,73 @@
+//! tcpwatch: why is this TCP connection slow, and who reset it?
+//!
+//! Reading order: `daemon.rs` (how everything is wired), `kernel/` (what is loaded, and how kernels differ), `source/`
+//! (where events come from), `aggregate/` (what they add up to), `metrics/` and `http.rs` (what is shown of it).
+
+mod aggregate;
+#[cfg(feature = "bench")]
+pub mod bench;
+mod cli;
+mod config;
+mod daemon;
+mod doctor;
+#[cfg(test)]
+mod golden;
+mod http;
+mod instance;
+mod kernel;
+mod metrics;
+mod objects;
+mod source;
+mod sys;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::{Cli, Command};
+
+/// The whole program: parses the command line, does what it asks for, and says how that went.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli::answer(&cli, &mut std::io::stdout().lock()) {
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => run(&cli),
+        Err(error) => Err(Failure { status: error.status(), text: error.to_string() }),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _nobody_listens = writeln!(std::io::stderr(), "tcpwatch: {}", failure.text);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// Why the program ends, in words, and with which status.
+struct Failure {
+    status: u8,
+    text: String,
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let resolved = cli.resolve().map_err(|error| Failure { status: cli::USAGE, text: error.to_string() })?;
+    start_log(&resolved.config);
+    for warning in &resolved.warnings {
+        log::warn!("{warning}");
+    }
+    match &cli.command {
+        Command::Doctor(doctor) => doctor::run(&resolved.config, doctor.json),
+        _ => daemon::run(&resolved.config),
+    }
+    .map_err(|error| Failure { status: error.status(), text: error.to_string() })
+}
+
+fn start_log(config: &config::Config) {
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Warn)
+        .filter_module("tcpwatch", config.log_level)
+        .format_target(false)
+        .target(env_logger::Target::Stderr)
+        .init();
+}

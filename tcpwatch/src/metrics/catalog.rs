@@ -1,0 +1,452 @@
+//! Every metric, declared once. Registration, the exporter, docs/METRICS.md and the bound on the number of series are
+//! made from this list; the values are read by the functions of `series` that it names.
+
+use tcpwatch_common::close::CloseCause;
+use tcpwatch_common::counters::{HANDSHAKE_UNIT_US, Loss, slot};
+use tcpwatch_common::hist::LOG2_BUCKETS;
+use tcpwatch_common::record::Kind;
+use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin};
+use tcpwatch_common::retransmit::RetransmitCause;
+use tcpwatch_common::state::{Direction, TcpState};
+
+use super::model::{Buckets, Factor, Label, Metric, Unit, Values};
+use super::series as read;
+
+/// Groups that exist whatever services there are: `other` of each direction, and resets without any service.
+pub(crate) const FIXED_GROUPS: usize = slot::FIRST_FREE as usize;
+/// Most programs that the daemon may load.
+pub(crate) const MOST_PROGRAMS: usize = 24;
+/// Most probes that the table of probes may have: each program may have several ways to attach.
+pub(crate) const MOST_PROBES: usize = 32;
+
+/// The names of all values of an enumeration of tcpwatch-common.
+macro_rules! names {
+    ($($kind:ty: $name:ident),+) => {$(
+        pub(crate) const $name: [&str; <$kind>::ALL.len()] = {
+            let mut names = [""; <$kind>::ALL.len()];
+            let mut i = 0;
+            while i < names.len() {
+                names[i] = <$kind>::ALL[i].name();
+                i += 1;
+            }
+            names
+        };
+    )+};
+}
+names!(
+    Direction: DIRECTIONS,
+    CloseCause: CLOSE_CAUSES,
+    RetransmitCause: RETRANSMIT_CAUSES,
+    ResetOrigin: ORIGINS,
+    ResetCause: RESET_CAUSES,
+    Kind: KINDS
+);
+
+/// States in which a full socket is a connection. TIME_WAIT and NEW_SYN_RECV belong to smaller structures, which the
+/// probes do not follow; LISTEN and CLOSE are no connections.
+pub(crate) const STATES: [TcpState; 8] = [
+    TcpState::Established,
+    TcpState::SynSent,
+    TcpState::SynRecv,
+    TcpState::FinWait1,
+    TcpState::FinWait2,
+    TcpState::CloseWait,
+    TcpState::LastAck,
+    TcpState::Closing,
+];
+
+const STATE_NAMES: [&str; STATES.len()] = {
+    let mut names = [""; STATES.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = STATES[i].name();
+        i += 1;
+    }
+    names
+};
+
+/// The states and a last one for every other.
+const STATE_NAMES_AND_OTHER: [&str; STATES.len() + 1] = {
+    let mut names = ["other"; STATES.len() + 1];
+    let mut i = 0;
+    while i < STATES.len() {
+        names[i] = STATE_NAMES[i];
+        i += 1;
+    }
+    names
+};
+
+/// Why a record could not be decoded.
+pub(crate) const DECODE_REASONS: [&str; 3] = ["too_short", "abi_mismatch", "unknown_kind"];
+/// How RTT samples are taken.
+pub(crate) const MODES: [&str; 2] = ["every-ack", "tick"];
+/// IP versions.
+pub(crate) const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
+const PLACES: [&str; 7] = ["ring", "throttled", "storage", "map", "recursion", "decode", "table"];
+const HOOKS: [&str; 5] = ["tp_btf", "raw_tp", "fentry", "kprobe", "iter"];
+
+const fn closed(name: &'static str, values: &'static [&'static str]) -> Label {
+    Label { name, values: Values::Closed(values), factor: Factor::Values }
+}
+
+const fn follows(label: Label) -> Label {
+    Label { factor: Factor::Determined, ..label }
+}
+
+const fn open(name: &'static str, values: &'static str, most: usize) -> Label {
+    Label { name, values: Values::Open(values), factor: Factor::Most(most) }
+}
+
+const DIRECTION: Label = closed("direction", &DIRECTIONS);
+/// The direction beside a service: a group has one.
+const GROUP: Label = follows(DIRECTION);
+const SERVICE: Label = Label {
+    name: "service",
+    values: Values::Open("a port that listens here (inbound) or that we connect to (outbound), `other`, `none`"),
+    factor: Factor::Groups,
+};
+const CLOSE_CAUSE: Label = closed("cause", &CLOSE_CAUSES);
+const RETRANSMIT_CAUSE: Label = closed("cause", &RETRANSMIT_CAUSES);
+const ORIGIN: Label = closed("origin", &ORIGINS);
+const RESET_CAUSE: Label = closed("cause", &RESET_CAUSES);
+const REASON: Label =
+    open("reason", "the kernel's name in lower case without the enum's prefix; `none` where it gives none", REASONS);
+const PROGRAM: Label = open("program", "the name of the kernel program", MOST_PROGRAMS);
+
+/// Finite edges of a histogram in powers of two.
+const LOG2_EDGES: usize = LOG2_BUCKETS - 1;
+/// Finite edges of the RTT histogram.
+pub(crate) const RTT_EDGES: usize = 20;
+/// The first edge of the RTT histogram, µs.
+pub(crate) const RTT_FIRST_US: u64 = 32;
+
+/// `first`, then each edge twice the one before, divided by `per_unit`.
+const fn doubling<const N: usize>(first: u64, per_unit: f64) -> [f64; N] {
+    let mut edges = [0.0; N];
+    let mut i = 0;
+    while i < N {
+        edges[i] = (first << i) as f64 / per_unit;
+        i += 1;
+    }
+    edges
+}
+
+const RTT_SECONDS: [f64; RTT_EDGES] = doubling(RTT_FIRST_US, 1e6);
+const HANDSHAKE_SECONDS: [f64; LOG2_EDGES] = doubling(HANDSHAKE_UNIT_US as u64, 1e6);
+const DURATION_SECONDS: [f64; LOG2_EDGES] = doubling(1, 1e3);
+const WINDOW_SEGMENTS: [f64; LOG2_EDGES] = doubling(1, 1.0);
+
+const RTT: Buckets = Buckets {
+    edges: &RTT_SECONDS,
+    reason: "Powers of two from 32 µs, below which even loopback rarely falls, to 16.8 s, beyond which connections \
+             time out. They are exact sums of the finer buckets that the kernel counts in, whose quantiles the API \
+             has. A sample exactly on an edge counts above it.",
+};
+const HANDSHAKE: Buckets =
+    Buckets { edges: &HANDSHAKE_SECONDS, reason: "Powers of two from 32 µs to 8.4 s: the kernel counts in them." };
+const DURATION: Buckets = Buckets {
+    edges: &DURATION_SECONDS,
+    reason: "Powers of two from 1 ms to 4.4 minutes: short connections are the expensive ones.",
+};
+const WINDOW: Buckets =
+    Buckets { edges: &WINDOW_SEGMENTS, reason: "Powers of two: windows double in slow start and halve at a loss." };
+
+const CONNECTIONS: &str = "Connections";
+const PATH: &str = "Round trips and windows";
+const TRAFFIC: &str = "Traffic and retransmissions";
+const RESETS: &str = "Resets";
+const OWN: &str = "tcpwatch itself";
+const PROCESS: &str = "The process";
+
+/// Every metric, in the order of the documentation.
+pub(crate) const CATALOG: &[Metric] = &[
+    Metric::gauge("tcpwatch_connections", Unit::Count, "Connections by TCP state.")
+        .by(&[closed("state", &STATE_NAMES)])
+        .note("Of the whole host. Sockets in TIME_WAIT and half-open ones are not in it yet.")
+        .read(CONNECTIONS, read::connections),
+    Metric::counter(
+        "tcpwatch_connections_opened_total",
+        Unit::Count,
+        "Connections that reached ESTABLISHED while tcpwatch watched.",
+    )
+    .by(&[GROUP, SERVICE])
+    .read(CONNECTIONS, read::opened),
+    Metric::counter("tcpwatch_connections_adopted_total", Unit::Count, "Connections that existed before tcpwatch saw them.")
+        .by(&[GROUP, SERVICE])
+        .note("What they did earlier is in no counter and no histogram.")
+        .read(CONNECTIONS, read::adopted),
+    Metric::counter("tcpwatch_connections_closed_total", Unit::Count, "Connections that ended, by cause.")
+        .by(&[GROUP, SERVICE, CLOSE_CAUSE])
+        .note("`fin_local` and `fin_remote`: whose FIN came first; `failed_open`: it never reached ESTABLISHED.")
+        .read(CONNECTIONS, read::closed),
+    Metric::histogram("tcpwatch_handshake_seconds", Unit::Seconds, "Round-trip time of the handshake.", HANDSHAKE)
+        .by(&[DIRECTION])
+        .note("Of handshakes without a retransmission: with one, nobody can tell which copy was answered.")
+        .read(CONNECTIONS, read::handshake),
+    Metric::histogram(
+        "tcpwatch_connection_duration_seconds",
+        Unit::Seconds,
+        "Time from ESTABLISHED to the end of a connection.",
+        DURATION,
+    )
+    .by(&[DIRECTION])
+    .read(CONNECTIONS, read::duration),
+    Metric::histogram("tcpwatch_rtt_seconds", Unit::Seconds, "Raw round-trip time samples, before smoothing.", RTT)
+        .by(&[GROUP, SERVICE])
+        .note("As the kernel's TCP measures them; `tcpwatch_sampling_mode` tells how often.")
+        .read(PATH, read::rtt),
+    Metric::histogram(
+        "tcpwatch_congestion_window_segments",
+        Unit::Segments,
+        "Congestion window at each round-trip time sample.",
+        WINDOW,
+    )
+    .by(&[DIRECTION])
+    .read(PATH, read::window),
+    Metric::counter("tcpwatch_sent_bytes_total", Unit::Bytes, "Payload bytes sent, retransmissions included.")
+        .by(&[GROUP, SERVICE])
+        .read(TRAFFIC, read::sent_bytes),
+    Metric::counter("tcpwatch_received_bytes_total", Unit::Bytes, "Payload bytes received in order.")
+        .by(&[GROUP, SERVICE])
+        .read(TRAFFIC, read::received_bytes),
+    Metric::counter(
+        "tcpwatch_sent_segments_total",
+        Unit::Segments,
+        "Segments with payload sent, retransmissions included.",
+    )
+    .by(&[GROUP, SERVICE])
+    .read(TRAFFIC, read::sent_segments),
+    Metric::counter("tcpwatch_retransmitted_segments_total", Unit::Segments, "Segments sent again, by cause.")
+        .by(&[GROUP, SERVICE, RETRANSMIT_CAUSE])
+        .note(
+            "The sum is what the kernel counts as RetransSegs: transmits that failed are included. A tail loss probe \
+             is a question to the peer and happens on healthy paths.",
+        )
+        .read(TRAFFIC, read::retransmitted),
+    Metric::counter(
+        "tcpwatch_retransmit_failures_total",
+        Unit::Count,
+        "Retransmissions that this host refused to send.",
+    )
+    .by(&[GROUP, SERVICE])
+    .note("A part of `tcpwatch_retransmitted_segments_total` where the kernel counts them there.")
+    .read(TRAFFIC, read::refused),
+    Metric::counter(
+        "tcpwatch_spurious_retransmits_total",
+        Unit::Count,
+        "Retransmissions that the receiver reported as duplicates.",
+    )
+    .by(&[GROUP, SERVICE])
+    .note("Told by DSACK; duplicates made by the network look the same.")
+    .read(TRAFFIC, read::spurious),
+    Metric::counter("tcpwatch_resets_sent_total", Unit::Count, "RSTs that this host sent, by origin and cause.")
+        .by(&[GROUP, SERVICE, ORIGIN, RESET_CAUSE])
+        .note(
+            "`active`: something here ended a connection; `passive`: the answer to a segment that fits none. \
+             `service=\"none\"` has those that neither a listener nor a connection explains.",
+        )
+        .read(RESETS, read::resets_sent),
+    Metric::counter(
+        "tcpwatch_resets_sent_by_reason_total",
+        Unit::Count,
+        "RSTs that this host sent, by the reason that the kernel gives.",
+    )
+    .by(&[ORIGIN, REASON, closed("family", &FAMILIES)])
+    .note("Reasons appear when they first occur. Kernels before 6.10 give none.")
+    .read(RESETS, read::resets_by_reason),
+    Metric::counter(
+        "tcpwatch_resets_received_total",
+        Unit::Count,
+        "RSTs of peers that ended a connection, by its state at that moment.",
+    )
+    .by(&[GROUP, SERVICE, closed("state", &STATE_NAMES_AND_OTHER)])
+    .read(RESETS, read::resets_received),
+    Metric::counter("tcpwatch_events_total", Unit::Count, "Records taken from the kernel, by kind.")
+        .by(&[closed("kind", &KINDS)])
+        .read(OWN, read::events),
+    Metric::counter("tcpwatch_events_lost_total", Unit::Count, "Items that could not be kept, by place and program.")
+        .by(&[
+            follows(closed("where", &PLACES)),
+            open(
+                "program",
+                "the kernel program, or `daemon`",
+                // Each kernel place has a program of its own, each program may miss events, and the daemon has two places.
+                Loss::ALL.len() + MOST_PROGRAMS + 2,
+            ),
+        ])
+        .note(
+            "`ring`, `throttled`, `table`: details are missing, totals are right. `storage`, `map`, `recursion`: events \
+             are missing from the totals too. `decode`: records that the daemon did not understand.",
+        )
+        .read(OWN, read::lost),
+    Metric::counter("tcpwatch_decode_errors_total", Unit::Count, "Records that the daemon could not decode, by reason.")
+        .by(&[closed("reason", &DECODE_REASONS)])
+        .read(OWN, read::decode_errors),
+    Metric::counter("tcpwatch_program_runs_total", Unit::Count, "Runs of each kernel program.")
+        .by(&[PROGRAM])
+        .note("Counted by the kernel while its BPF statistics are on (`kernel.bpf_stats_enabled`); absent otherwise.")
+        .read(OWN, read::program_runs),
+    Metric::gauge("tcpwatch_program_mean_run_seconds", Unit::Seconds, "Mean time of a run of each kernel program.")
+        .by(&[PROGRAM])
+        .note("Present while the kernel's BPF statistics are on. It contains the cost of measuring.")
+        .read(OWN, read::program_time),
+    Metric::gauge("tcpwatch_sampling_mode", Unit::Flag, "How round-trip time is sampled: 1 for the mode that is on.")
+        .by(&[closed("mode", &MODES)])
+        .read(OWN, read::sampling_mode),
+    Metric::gauge("tcpwatch_probe_attached", Unit::Flag, "Whether a probe runs.")
+        .by(&[
+            open("probe", "the name in the table of probes", MOST_PROBES),
+            follows(closed("hook", &HOOKS)),
+        ])
+        .note("Absent for a probe that another one stands in for. `tcpwatch doctor` tells what is lost where it is 0.")
+        .read(OWN, read::probes),
+    Metric::gauge("tcpwatch_sample_interval_seconds", Unit::Seconds, "Interval at which busy connections are reported.")
+        .note("It grows with their number, so that `records_per_second` is kept.")
+        .read(OWN, read::sample_interval),
+    Metric::gauge("tcpwatch_snapshot_age_seconds", Unit::Seconds, "Age of the picture that this scrape shows.")
+        .read(OWN, read::snapshot_age),
+    Metric::gauge("tcpwatch_ring_size_bytes", Unit::Bytes, "Size of the ring buffer between kernel and daemon.")
+        .read(OWN, read::ring_size),
+    Metric::gauge("tcpwatch_ring_used_bytes", Unit::Bytes, "Bytes that waited in the ring buffer.")
+        .read(OWN, read::ring_used),
+    Metric::gauge("tcpwatch_map_memory_bytes", Unit::Bytes, "Kernel memory of all maps, by the kernel's account.")
+        .note("The state that is kept in each socket is not in it.")
+        .read(OWN, read::map_memory),
+    Metric::gauge("tcpwatch_table_entries", Unit::Count, "Connections in the daemon's table.")
+        .read(OWN, read::table_entries),
+    Metric::gauge("tcpwatch_table_capacity", Unit::Count, "Connections that the daemon's table holds at most.")
+        .read(OWN, read::table_capacity),
+    Metric::gauge("tcpwatch_scrape_duration_seconds", Unit::Seconds, "Time that the last scrape took to prepare.")
+        .read(OWN, read::scrape_duration),
+    Metric::counter(
+        "tcpwatch_http_disconnects_total",
+        Unit::Count,
+        "HTTP clients that went away before they had their answer.",
+    )
+    .read(OWN, read::disconnects),
+    Metric::gauge("tcpwatch_build_info", Unit::Info, "What tcpwatch was built from.")
+        .by(&[
+            open("version", "the version", 1),
+            follows(open("commit", "the commit, may be empty", 1)),
+            follows(open("bpf_compiler", "what compiled the kernel programs", 1)),
+        ])
+        .read(OWN, read::build_info),
+    Metric::gauge("tcpwatch_kernel_info", Unit::Info, "The kernel that is watched.")
+        .by(&[open("release", "what `uname -r` prints", 1)])
+        .read(OWN, read::kernel_info),
+    Metric::counter("process_cpu_seconds_total", Unit::Seconds, "User and system time of the daemon.")
+        .read(PROCESS, read::cpu_seconds),
+    Metric::gauge("process_resident_memory_bytes", Unit::Bytes, "Resident memory of the daemon.")
+        .read(PROCESS, read::resident_memory),
+    Metric::gauge("process_virtual_memory_bytes", Unit::Bytes, "Virtual memory of the daemon.")
+        .read(PROCESS, read::virtual_memory),
+    Metric::gauge("process_open_fds", Unit::Count, "Open file descriptors of the daemon.")
+        .read(PROCESS, read::open_fds),
+    Metric::gauge("process_max_fds", Unit::Count, "File descriptors that the daemon may open.")
+        .read(PROCESS, read::max_fds),
+    Metric::gauge("process_threads", Unit::Count, "Threads of the daemon.").read(PROCESS, read::threads),
+    Metric::gauge("process_start_time_seconds", Unit::Seconds, "When the daemon started, since the epoch.")
+        .read(PROCESS, read::start_time),
+];
+
+/// The most series of one scrape when the configuration allows so many services.
+pub(crate) fn bound(services: usize) -> usize {
+    CATALOG.iter().map(|metric| metric.bound(services + FIXED_GROUPS)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::model::Type;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_have_a_prefix_and_are_snake_case_and_unique() {
+        let mut seen = BTreeSet::new();
+        for metric in CATALOG {
+            let name = metric.name;
+            assert!(name.starts_with("tcpwatch_") || name.starts_with("process_"), "{name}");
+            assert!(name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_'), "{name}");
+            assert!(!name.contains("__") && !name.ends_with('_'), "{name}");
+            assert!(seen.insert(name), "{name} twice");
+        }
+    }
+
+    #[test]
+    fn names_say_type_and_base_unit() {
+        for metric in CATALOG {
+            let name = metric.name;
+            assert_eq!(name.ends_with("_total"), metric.kind == Type::Counter, "{name}");
+            assert_eq!(metric.buckets.is_some(), metric.kind == Type::Histogram, "{name}");
+            let stem = name.strip_suffix("_total").unwrap_or(name);
+            let suffix = [
+                (Unit::Seconds, "_seconds"),
+                (Unit::Bytes, "_bytes"),
+                (Unit::Segments, "_segments"),
+                (Unit::Info, "_info"),
+            ];
+            for (unit, suffix) in suffix {
+                assert_eq!(stem.ends_with(suffix), metric.unit == unit, "{name} is in {:?}", metric.unit);
+            }
+            for other in [
+                "_ms",
+                "_us",
+                "_ns",
+                "_milliseconds",
+                "_microseconds",
+                "_kilobytes",
+                "_percent",
+                "_count",
+                "_sum",
+                "_bucket",
+            ] {
+                assert!(!stem.ends_with(other), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn helps_are_sentences_of_one_line() {
+        for metric in CATALOG {
+            for text in [metric.help, metric.note] {
+                assert!(text.is_empty() || text.ends_with('.'), "{}: {text}", metric.name);
+                assert!(!text.contains('\n') && !text.contains("  "), "{}: {text}", metric.name);
+            }
+            assert!(metric.help.len() > 10 && metric.help.starts_with(char::is_uppercase), "{}", metric.name);
+            assert!(!metric.area.is_empty() && !metric.since.is_empty(), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn labels_are_legal_unique_and_not_taken() {
+        for metric in CATALOG {
+            let names: BTreeSet<_> = metric.labels.iter().map(|label| label.name).collect();
+            assert_eq!(names.len(), metric.labels.len(), "{}", metric.name);
+            for label in metric.labels {
+                assert!(label.name.bytes().all(|c| c.is_ascii_lowercase() || c == b'_'), "{}", label.name);
+                assert!(!["le", "quantile", "job", "instance"].contains(&label.name), "{}", metric.name);
+                if let Values::Closed(values) = label.values {
+                    let distinct: BTreeSet<_> = values.iter().collect();
+                    assert!(!values.is_empty() && distinct.len() == values.len(), "{}", metric.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn buckets_rise_and_have_a_reason() {
+        for buckets in CATALOG.iter().filter_map(|metric| metric.buckets) {
+            assert!(buckets.edges.windows(2).all(|pair| pair[0] < pair[1]), "{:?}", buckets.edges);
+            assert!(buckets.edges[0] > 0.0 && buckets.reason.ends_with('.'));
+        }
+        assert_eq!(RTT_SECONDS.first(), Some(&0.000_032));
+        assert_eq!(RTT_SECONDS.last(), Some(&16.777_216));
+    }
+
+    #[test]
+    fn a_host_has_at_most_6000_series() {
+        assert!(bound(16) <= 6000, "{}", bound(16));
+        // Nobody can ask for more: every slot admitted.
+        assert!(bound(slot::COUNT - FIXED_GROUPS) <= 6000, "{}", bound(slot::COUNT - FIXED_GROUPS));
+    }
+}

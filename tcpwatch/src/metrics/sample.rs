@@ -1,0 +1,97 @@
+//! Snapshots for tests: one where nothing happened yet, and one where everything did.
+
+use std::sync::Arc;
+
+use tcpwatch_common::counters::{dist, group, reason};
+use tcpwatch_common::reset::ResetOrigin;
+use tcpwatch_common::state::{Direction, STATES, TcpState};
+
+use super::catalog::{DECODE_REASONS, MOST_PROGRAMS};
+use crate::aggregate::snapshot::{
+    Facts, GroupTotals, ProbeState, ProbeStatus, ProgramStats, SelfStats, Service, Snapshot, TableStats,
+};
+
+fn totals(direction: Direction, service: Service) -> GroupTotals {
+    GroupTotals { direction, service, words: [0; group::WORDS], dist: [0; dist::WORDS] }
+}
+
+/// The fixed groups and one service, without any event.
+pub(crate) fn empty() -> Snapshot {
+    let mut groups = vec![totals(Direction::Inbound, Service::Port(443)), totals(Direction::Unknown, Service::None)];
+    groups.extend(Direction::ALL.map(|direction| totals(direction, Service::Other)));
+    groups.sort_by_key(|totals| (totals.direction, totals.service));
+    Snapshot {
+        ktime_ns: 1_000_000_000,
+        facts: Arc::new(Facts::default()),
+        groups,
+        states: [0; STATES],
+        reasons: vec![0; reason::WORDS],
+        own: SelfStats::default(),
+    }
+}
+
+/// So many services, every counter with a value of its own, and as many programs as there can be.
+pub(crate) fn full(services: u16) -> Snapshot {
+    let mut snapshot = empty();
+    snapshot.groups.retain(|totals| !matches!(totals.service, Service::Port(_)));
+    let ports = (0..services).map(|i| match i % 2 {
+        0 => totals(Direction::Inbound, Service::Port(443 + i)),
+        _ => totals(Direction::Outbound, Service::Port(5432 + i)),
+    });
+    snapshot.groups.extend(ports);
+    snapshot.groups.sort_by_key(|totals| (totals.direction, totals.service));
+    for (i, totals) in (0..).zip(&mut snapshot.groups) {
+        // Only resets are counted without a service.
+        let counted = totals.service != Service::None;
+        (1..).zip(&mut totals.words).for_each(|(j, word)| *word = 1000 * i + j);
+        (1..).zip(&mut totals.dist).for_each(|(j, word)| *word = if counted { 10 * i + j } else { 0 });
+    }
+    (0..).zip(&mut snapshot.states).for_each(|(i, count)| *count = 10 + i);
+    snapshot.states[TcpState::LastAck as usize] = 0_u64.wrapping_sub(1);
+    for origin in ResetOrigin::ALL {
+        let numbers = if services > 1 { 0..64 } else { 0..3 };
+        numbers.for_each(|number| snapshot.reasons[reason::index(origin, number, 6)] = 5 + u64::from(number));
+    }
+    snapshot.facts = Arc::new(facts());
+    let most = if services > 1 { MOST_PROGRAMS } else { 2 };
+    let program = |i: usize| ProgramStats {
+        name: if i == 0 { "tcp_probe".to_owned() } else { format!("program_{i}") },
+        runs: Some(1000 + i as u64),
+        mean_run_seconds: Some(1.5e-7),
+        recursion_misses: i as u64,
+    };
+    snapshot.own = SelfStats {
+        decode_errors: DECODE_REASONS.into_iter().zip(1..).collect(),
+        programs: (0..most).map(program).collect(),
+        ring_bytes: 1 << 20,
+        ring_used_bytes: 4096,
+        map_bytes: 3 << 20,
+        table: TableStats { entries: 12, capacity: 100_000, evicted: 2 },
+        sample_interval_seconds: 1.5,
+        ..SelfStats::default()
+    };
+    (1..).zip(&mut snapshot.own.events).for_each(|(i, count)| *count = i);
+    (1..).zip(&mut snapshot.own.losses).for_each(|(i, count)| *count = i);
+    snapshot
+}
+
+fn facts() -> Facts {
+    let probe = |probe: &str, hook, state| ProbeStatus {
+        probe: probe.to_owned(),
+        hook,
+        required: false,
+        state,
+        loses: "resets sent",
+    };
+    Facts {
+        kernel_release: "6.18.0-test".to_owned(),
+        sampling_mode: "every-ack",
+        reasons: ["none", "not_specified", "no_socket"].map(ToOwned::to_owned).to_vec(),
+        probes: vec![
+            probe("tcp_probe", "tp_btf", ProbeState::Attached),
+            probe("tcp_send_reset", "tp_btf", ProbeState::Unsupported("no reason".to_owned())),
+            probe("tcp_v4_send_reset", "fentry", ProbeState::Broken("EPERM".to_owned())),
+            probe("tcp_v6_send_reset", "kprobe", ProbeState::NotNeeded("fentry".to_owned())),
+        ],
+    }
+}

@@ -1,0 +1,470 @@
+//! The values of the metrics: one function per entry of the catalogue, from what a scrape sees to labelled numbers.
+//!
+//! The functions decide nothing about names; the order of the label values is that of the labels in the catalogue.
+
+use std::collections::BTreeMap;
+
+use prometheus::proto;
+use tcpwatch_common::close::CloseCause;
+use tcpwatch_common::counters::{Loss, dist, group, reason};
+use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, rtt_lower};
+use tcpwatch_common::record::Kind;
+use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin};
+use tcpwatch_common::retransmit::RetransmitCause;
+use tcpwatch_common::state::STATES;
+
+use super::catalog::{self, DECODE_REASONS, MODES, RTT_EDGES, RTT_FIRST_US};
+use super::model::{Buckets, Metric};
+use super::monotone::Settled;
+use super::process::Process;
+use crate::aggregate::snapshot::{GroupTotals, ProbeState, Service, Snapshot};
+
+/// Everything that a scrape sees.
+#[derive(Debug)]
+pub(crate) struct View<'a> {
+    /// The newest snapshot; none before the first.
+    pub(crate) settled: Option<&'a Settled>,
+    /// Time since that snapshot was taken, s.
+    pub(crate) snapshot_age_seconds: f64,
+    /// The daemon as a process.
+    pub(crate) process: Process,
+    /// Time that the last scrape took, s; none before the first.
+    pub(crate) scrape_seconds: Option<f64>,
+    /// HTTP clients that went away before they had their answer.
+    pub(crate) disconnects: u64,
+}
+
+impl View<'_> {
+    fn snapshot(&self) -> Option<&Snapshot> {
+        self.settled.map(|settled| &settled.snapshot)
+    }
+
+    /// Every group in which connections are counted.
+    fn groups(&self) -> impl Iterator<Item = &GroupTotals> {
+        self.all_groups().filter(|totals| totals.service != Service::None)
+    }
+
+    fn all_groups(&self) -> impl Iterator<Item = &GroupTotals> {
+        self.snapshot().into_iter().flat_map(|snapshot| &snapshot.groups)
+    }
+
+    fn directions(&self) -> impl Iterator<Item = &GroupTotals> {
+        self.settled.into_iter().flat_map(|settled| &settled.directions)
+    }
+}
+
+/// The series of one metric, as they are gathered.
+#[derive(Debug)]
+pub(crate) struct Series {
+    metric: &'static Metric,
+    series: Vec<proto::Metric>,
+}
+
+impl Series {
+    /// None yet.
+    pub(crate) fn of(metric: &'static Metric) -> Self {
+        Self { metric, series: Vec::new() }
+    }
+
+    /// All of them.
+    pub(crate) fn into_inner(self) -> Vec<proto::Metric> {
+        self.series
+    }
+
+    fn labelled(&self, values: &[&str]) -> proto::Metric {
+        let pairs = self.metric.labels.iter().zip(values).map(|(label, value)| {
+            let mut pair = proto::LabelPair::default();
+            pair.set_name(label.name.to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        });
+        proto::Metric::from_label(pairs.collect())
+    }
+
+    /// A counter or gauge: the encoder takes the one of the family's type.
+    fn value(&mut self, labels: &[&str], value: f64) {
+        let mut metric = self.labelled(labels);
+        let (mut counter, mut gauge) = (proto::Counter::default(), proto::Gauge::default());
+        counter.set_value(value);
+        gauge.set_value(value);
+        metric.set_counter(counter);
+        metric.set_gauge(gauge);
+        self.series.push(metric);
+    }
+
+    fn count(&mut self, labels: &[&str], value: u64) {
+        self.value(labels, value as f64);
+    }
+
+    fn flag(&mut self, labels: &[&str], holds: bool) {
+        self.value(labels, f64::from(u8::from(holds)));
+    }
+
+    /// A histogram: `below` has the number of samples below each finite edge.
+    fn histogram(&mut self, labels: &[&str], below: impl Iterator<Item = u64>, total: u64, sum: f64) {
+        let Some(Buckets { edges, .. }) = self.metric.buckets else { return };
+        let mut histogram = proto::Histogram::default();
+        let buckets = edges.iter().zip(below).map(|(edge, count)| {
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(*edge);
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(total);
+        histogram.set_sample_sum(sum);
+        let mut metric = self.labelled(labels);
+        metric.set_histogram(histogram);
+        self.series.push(metric);
+    }
+
+    /// A histogram in powers of two: a count for each edge, and one for what lies beyond the last.
+    fn log2_histogram(&mut self, labels: &[&str], counts: Option<&[u64]>, sum: f64) {
+        let counts = counts.unwrap_or_default();
+        let below = counts.iter().scan(0, |sum: &mut u64, count| {
+            *sum += count;
+            Some(*sum)
+        });
+        self.histogram(labels, below, counts.iter().sum(), sum);
+    }
+}
+
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+/// A word of a list; a list that is too short has counted nothing there.
+fn word(words: &[u64], index: usize) -> u64 {
+    words.get(index).copied().unwrap_or_default()
+}
+
+/// The same word of every group.
+fn per_group(view: &View<'_>, out: &mut Series, index: usize) {
+    for totals in view.groups() {
+        out.count(&[totals.direction.name(), &totals.service.label()], word(&totals.words, index));
+    }
+}
+
+/// Words of every group, each with a label value of its own.
+fn per_group_and<const N: usize>(view: &View<'_>, out: &mut Series, words: [(&str, usize); N]) {
+    for totals in view.groups() {
+        let service = totals.service.label();
+        for (value, index) in words {
+            out.count(&[totals.direction.name(), &service, value], word(&totals.words, index));
+        }
+    }
+}
+
+pub(super) fn connections(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    for state in catalog::STATES {
+        out.count(&[state.name()], word(&snapshot.states, state as usize));
+    }
+}
+
+pub(super) fn opened(view: &View<'_>, out: &mut Series) {
+    per_group(view, out, group::OPENED);
+}
+
+pub(super) fn adopted(view: &View<'_>, out: &mut Series) {
+    per_group(view, out, group::ADOPTED);
+}
+
+pub(super) fn closed(view: &View<'_>, out: &mut Series) {
+    per_group_and(view, out, CloseCause::ALL.map(|cause| (cause.name(), group::closed(cause))));
+}
+
+pub(super) fn handshake(view: &View<'_>, out: &mut Series) {
+    for totals in view.directions() {
+        let counts = totals.words.get(group::HANDSHAKE..group::HANDSHAKE + LOG2_BUCKETS);
+        out.log2_histogram(&[totals.direction.name()], counts, seconds(word(&totals.words, group::HANDSHAKE_SUM)));
+    }
+}
+
+pub(super) fn duration(view: &View<'_>, out: &mut Series) {
+    for totals in view.directions() {
+        let counts = totals.words.get(group::DURATION..group::DURATION + LOG2_BUCKETS);
+        out.log2_histogram(&[totals.direction.name()], counts, seconds(word(&totals.words, group::DURATION_SUM)));
+    }
+}
+
+pub(super) fn window(view: &View<'_>, out: &mut Series) {
+    for totals in view.directions() {
+        let counts = totals.dist.get(dist::CWND..dist::CWND + LOG2_BUCKETS);
+        out.log2_histogram(&[totals.direction.name()], counts, word(&totals.dist, dist::CWND_SUM) as f64);
+    }
+}
+
+pub(super) fn rtt(view: &View<'_>, out: &mut Series) {
+    for totals in view.groups() {
+        let fine = totals.dist.get(dist::RTT..dist::RTT + RTT_BUCKETS).unwrap_or_default();
+        let sum = seconds(word(&totals.dist, dist::RTT_SUM));
+        let labels = [totals.direction.name(), &totals.service.label()];
+        out.histogram(&labels, rtt_below(fine), fine.iter().sum(), sum);
+    }
+}
+
+/// Samples below each edge. Every edge is one of the fine buckets too, so that these are sums and not guesses.
+fn rtt_below(fine: &[u64]) -> impl Iterator<Item = u64> {
+    (0..RTT_EDGES).map(|i| {
+        let edge = RTT_FIRST_US << i;
+        fine.iter().enumerate().take_while(|(bucket, _)| rtt_lower(bucket + 1) <= edge).map(|(_, count)| count).sum()
+    })
+}
+
+pub(super) fn sent_bytes(view: &View<'_>, out: &mut Series) {
+    per_group(view, out, group::SENT_BYTES);
+}
+
+pub(super) fn received_bytes(view: &View<'_>, out: &mut Series) {
+    per_group(view, out, group::RECEIVED_BYTES);
+}
+
+pub(super) fn sent_segments(view: &View<'_>, out: &mut Series) {
+    per_group(view, out, group::SENT_SEGMENTS);
+}
+
+pub(super) fn retransmitted(view: &View<'_>, out: &mut Series) {
+    per_group_and(view, out, RetransmitCause::ALL.map(|cause| (cause.name(), group::retransmits(cause))));
+}
+
+pub(super) fn refused(view: &View<'_>, out: &mut Series) {
+    per_group(view, out, group::RETRANSMIT_FAILURES);
+}
+
+pub(super) fn spurious(view: &View<'_>, out: &mut Series) {
+    per_group(view, out, group::SPURIOUS);
+}
+
+pub(super) fn resets_sent(view: &View<'_>, out: &mut Series) {
+    for totals in view.all_groups() {
+        let service = totals.service.label();
+        for origin in ResetOrigin::ALL {
+            for cause in ResetCause::ALL {
+                let labels = [totals.direction.name(), &service, origin.name(), cause.name()];
+                out.count(&labels, word(&totals.words, group::resets(origin, cause)));
+            }
+        }
+    }
+}
+
+pub(super) fn resets_by_reason(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    for origin in ResetOrigin::ALL {
+        for number in 0..REASONS as u32 {
+            let unnamed = format!("number_{number}");
+            let name = snapshot.facts.reasons.get(number as usize).unwrap_or(&unnamed);
+            for (family, version) in catalog::FAMILIES.into_iter().zip([4, 6]) {
+                let count = word(&snapshot.reasons, reason::index(origin, number, version));
+                // A kernel has many reasons of which a host sees few; without any reason there is one series.
+                if count > 0 || number == 0 {
+                    out.count(&[origin.name(), name, family], count);
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn resets_received(view: &View<'_>, out: &mut Series) {
+    for totals in view.groups() {
+        let service = totals.service.label();
+        let received = |number: usize| word(&totals.words, group::received(number as u8));
+        let mut add = |name, count| out.count(&[totals.direction.name(), &service, name], count);
+        for state in catalog::STATES {
+            add(state.name(), received(state as usize));
+        }
+        let listed = |number: &usize| catalog::STATES.iter().any(|&state| state as usize == *number);
+        add("other", (0..STATES).filter(|number| !listed(number)).map(received).sum());
+    }
+}
+
+pub(super) fn events(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    for (kind, count) in Kind::ALL.iter().zip(snapshot.own.events) {
+        out.count(&[kind.name()], count);
+    }
+}
+
+pub(super) fn lost(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    let own = &snapshot.own;
+    // One program may have several ways to lose something in one place.
+    let mut losses = BTreeMap::new();
+    for (loss, count) in Loss::ALL.iter().zip(own.losses) {
+        *losses.entry((loss.place(), loss.program())).or_insert(0) += count;
+    }
+    for ((place, program), count) in losses {
+        out.count(&[place, program], count);
+    }
+    for program in &own.programs {
+        out.count(&["recursion", &program.name], program.recursion_misses);
+    }
+    out.count(&["decode", "daemon"], own.decode_errors.iter().map(|(_, count)| count).sum());
+    out.count(&["table", "daemon"], own.table.evicted);
+}
+
+pub(super) fn decode_errors(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    for reason in DECODE_REASONS {
+        let errors = snapshot.own.decode_errors.iter().filter(|(name, _)| *name == reason);
+        out.count(&[reason], errors.map(|(_, count)| count).sum());
+    }
+}
+
+pub(super) fn program_runs(view: &View<'_>, out: &mut Series) {
+    for program in view.snapshot().iter().flat_map(|snapshot| &snapshot.own.programs) {
+        if let Some(runs) = program.runs {
+            out.count(&[&program.name], runs);
+        }
+    }
+}
+
+pub(super) fn program_time(view: &View<'_>, out: &mut Series) {
+    for program in view.snapshot().iter().flat_map(|snapshot| &snapshot.own.programs) {
+        if let Some(mean) = program.mean_run_seconds {
+            out.value(&[&program.name], mean);
+        }
+    }
+}
+
+pub(super) fn sampling_mode(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    MODES.into_iter().for_each(|mode| out.flag(&[mode], mode == snapshot.facts.sampling_mode));
+}
+
+pub(super) fn probes(view: &View<'_>, out: &mut Series) {
+    for probe in view.snapshot().iter().flat_map(|snapshot| &snapshot.facts.probes) {
+        let attached = match probe.state {
+            ProbeState::Attached => true,
+            ProbeState::Unsupported(_) | ProbeState::Broken(_) => false,
+            ProbeState::NotNeeded(_) => continue,
+        };
+        out.flag(&[&probe.probe, probe.hook], attached);
+    }
+}
+
+pub(super) fn sample_interval(view: &View<'_>, out: &mut Series) {
+    if let Some(snapshot) = view.snapshot() {
+        out.value(&[], snapshot.own.sample_interval_seconds);
+    }
+}
+
+pub(super) fn snapshot_age(view: &View<'_>, out: &mut Series) {
+    if view.settled.is_some() {
+        out.value(&[], view.snapshot_age_seconds);
+    }
+}
+
+pub(super) fn ring_size(view: &View<'_>, out: &mut Series) {
+    if let Some(snapshot) = view.snapshot() {
+        out.count(&[], snapshot.own.ring_bytes);
+    }
+}
+
+pub(super) fn ring_used(view: &View<'_>, out: &mut Series) {
+    if let Some(snapshot) = view.snapshot() {
+        out.count(&[], snapshot.own.ring_used_bytes);
+    }
+}
+
+pub(super) fn map_memory(view: &View<'_>, out: &mut Series) {
+    if let Some(snapshot) = view.snapshot() {
+        out.count(&[], snapshot.own.map_bytes);
+    }
+}
+
+pub(super) fn table_entries(view: &View<'_>, out: &mut Series) {
+    if let Some(snapshot) = view.snapshot() {
+        out.count(&[], snapshot.own.table.entries);
+    }
+}
+
+pub(super) fn table_capacity(view: &View<'_>, out: &mut Series) {
+    if let Some(snapshot) = view.snapshot() {
+        out.count(&[], snapshot.own.table.capacity);
+    }
+}
+
+pub(super) fn scrape_duration(view: &View<'_>, out: &mut Series) {
+    view.scrape_seconds.iter().for_each(|seconds| out.value(&[], *seconds));
+}
+
+pub(super) fn disconnects(view: &View<'_>, out: &mut Series) {
+    out.count(&[], view.disconnects);
+}
+
+pub(super) fn build_info(_: &View<'_>, out: &mut Series) {
+    let commit = option_env!("TCPWATCH_COMMIT").unwrap_or_default();
+    let compiler = option_env!("TCPWATCH_BPF_COMPILER").unwrap_or_default();
+    out.flag(&[env!("CARGO_PKG_VERSION"), commit, compiler], true);
+}
+
+pub(super) fn kernel_info(view: &View<'_>, out: &mut Series) {
+    if let Some(snapshot) = view.snapshot() {
+        out.flag(&[&snapshot.facts.kernel_release], true);
+    }
+}
+
+pub(super) fn cpu_seconds(view: &View<'_>, out: &mut Series) {
+    view.process.cpu_seconds.iter().for_each(|value| out.value(&[], *value));
+}
+
+pub(super) fn resident_memory(view: &View<'_>, out: &mut Series) {
+    view.process.resident_bytes.iter().for_each(|value| out.count(&[], *value));
+}
+
+pub(super) fn virtual_memory(view: &View<'_>, out: &mut Series) {
+    view.process.virtual_bytes.iter().for_each(|value| out.count(&[], *value));
+}
+
+pub(super) fn open_fds(view: &View<'_>, out: &mut Series) {
+    view.process.open_fds.iter().for_each(|value| out.count(&[], *value));
+}
+
+pub(super) fn max_fds(view: &View<'_>, out: &mut Series) {
+    view.process.max_fds.iter().for_each(|value| out.count(&[], *value));
+}
+
+pub(super) fn threads(view: &View<'_>, out: &mut Series) {
+    view.process.threads.iter().for_each(|value| out.count(&[], *value));
+}
+
+pub(super) fn start_time(view: &View<'_>, out: &mut Series) {
+    view.process.start_time_seconds.iter().for_each(|value| out.value(&[], *value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tcpwatch_common::hist::{log2_bucket, rtt_bucket};
+
+    proptest! {
+        #[test]
+        fn rtt_edges_split_the_samples_exactly(samples in proptest::collection::vec(0_u32..40_000_000, 0..200)) {
+            let mut fine = [0; RTT_BUCKETS];
+            samples.iter().for_each(|&us| fine[rtt_bucket(us) as usize] += 1);
+            for (i, below) in rtt_below(&fine).enumerate() {
+                let expected = samples.iter().filter(|&&us| u64::from(us) < RTT_FIRST_US << i).count() as u64;
+                prop_assert_eq!(below, expected, "below {} µs", RTT_FIRST_US << i);
+            }
+        }
+
+        #[test]
+        fn powers_of_two_count_what_is_at_most_the_edge(samples in proptest::collection::vec(0_u32..600_000, 0..200)) {
+            let metric = catalog::CATALOG.iter().find(|m| m.name == "tcpwatch_congestion_window_segments").unwrap();
+            let mut counts = [0; LOG2_BUCKETS];
+            samples.iter().for_each(|&v| counts[log2_bucket(v) as usize] += 1);
+            let mut series = Series::of(metric);
+            series.log2_histogram(&["inbound"], Some(&counts), 1.5);
+            let metrics = series.into_inner();
+            let histogram = metrics[0].get_histogram();
+            prop_assert_eq!(histogram.get_sample_count(), samples.len() as u64);
+            prop_assert_eq!(histogram.get_bucket().len(), LOG2_BUCKETS - 1);
+            for bucket in histogram.get_bucket() {
+                let expected = samples.iter().filter(|&&v| f64::from(v) <= bucket.upper_bound()).count() as u64;
+                prop_assert_eq!(bucket.cumulative_count(), expected, "up to {}", bucket.upper_bound());
+            }
+        }
+    }
+}

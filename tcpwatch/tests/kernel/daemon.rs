@@ -1,0 +1,214 @@
+//! A daemon of the test's own: its process, its configuration, and what it serves.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tcpwatch_lab::Netns;
+
+/// The program under test.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_tcpwatch");
+/// Longer than anything here takes, but for a hang.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running daemon; it ends with the value.
+pub(crate) struct Daemon {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    pub(crate) address: SocketAddr,
+    pub(crate) folder: tempfile::TempDir,
+    /// From the start of the process to the line that says where the metrics are.
+    pub(crate) start_up: Duration,
+}
+
+impl Daemon {
+    /// Starts one that watches these namespaces and no others, and waits until it is ready.
+    pub(crate) fn watching(namespaces: &[&Netns]) -> Result<Self> {
+        Self::with(namespaces, "")
+    }
+
+    /// The same with more lines of configuration.
+    pub(crate) fn with(namespaces: &[&Netns], more: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let paths: Vec<_> = namespaces
+            .iter()
+            .map(|ns| format!("\"/proc/{}/fd/{}\"", std::process::id(), ns.fd().as_raw_fd()))
+            .collect();
+        let mut text = format!("listen = \"127.0.0.1:0\"\nnetns = [{}]\n{more}\n", paths.join(", "));
+        writeln!(text, "socket = \"{}\"", folder.path().join("tcpwatch.sock").display())?;
+        fs::write(folder.path().join("tcpwatch.toml"), text)?;
+        Self::start(folder)
+    }
+
+    fn start(folder: tempfile::TempDir) -> Result<Self> {
+        let began = Instant::now();
+        let mut child = Command::new(PROGRAM)
+            .arg("--config")
+            .arg(folder.path().join("tcpwatch.toml"))
+            .arg("run")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {PROGRAM}"))?;
+        let stderr = child.stderr.take().context("no standard error")?;
+        let mut stderr = BufReader::new(stderr);
+        let mut said = String::new();
+        loop {
+            let from = said.len();
+            if stderr.read_line(&mut said)? == 0 {
+                let status = child.wait()?;
+                bail!("the daemon ended with {status}: {said}");
+            }
+            if let Some((_, rest)) = said[from..].split_once("metrics at http://") {
+                let address = rest.split('/').next().unwrap_or_default().parse()?;
+                return Ok(Self { child, stderr, address, folder, start_up: began.elapsed() });
+            }
+        }
+    }
+
+    /// What `path` answers: status line and body.
+    pub(crate) fn get(&self, path: &str) -> Result<(String, String)> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
+    }
+
+    /// What is counted at this moment.
+    pub(crate) fn metrics(&self) -> Result<Metrics> {
+        let (status, body) = self.get("/metrics")?;
+        ensure!(status.ends_with("200 OK"), "{status}: {body}");
+        Ok(Metrics::parse(&body))
+    }
+
+    /// Scrapes until `done`, for what happens without a step of the test's own: a timer of the kernel, say.
+    pub(crate) fn wait(&self, what: &str, done: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let metrics = self.metrics()?;
+            if done(&metrics) {
+                return Ok(metrics);
+            }
+            ensure!(Instant::now() < deadline, "waited in vain for {what}; the metrics were:\n{metrics}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Resident memory, bytes.
+    pub(crate) fn resident_bytes(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+
+    /// Process number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to stop, and waits until it has; returns what it said meanwhile.
+    pub(crate) fn stop(mut self) -> Result<(ExitStatus, String)> {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).context("no process")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said)?;
+        Ok((self.child.wait()?, said))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _already_gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// A scrape, by series.
+pub(crate) struct Metrics(BTreeMap<String, f64>);
+
+impl Metrics {
+    fn parse(text: &str) -> Self {
+        Self(
+            text.lines()
+                .filter(|line| !line.starts_with('#'))
+                .filter_map(|line| {
+                    let (series, value) = line.rsplit_once(' ')?;
+                    Some((series.to_owned(), value.parse().ok()?))
+                })
+                .collect(),
+        )
+    }
+
+    /// The sum of all series of a metric whose labels contain all of `labels`, each written `name="value"`.
+    pub(crate) fn sum(&self, metric: &str, labels: &[&str]) -> f64 {
+        self.0
+            .iter()
+            .filter(|(series, _)| {
+                let (name, rest) = series.split_once('{').unwrap_or((series, ""));
+                name == metric && labels.iter().all(|label| rest.contains(label))
+            })
+            .map(|(_, value)| value)
+            .sum()
+    }
+
+    /// The same as a whole number.
+    pub(crate) fn count(&self, metric: &str, labels: &[&str]) -> i64 {
+        self.sum(metric, labels).round() as i64
+    }
+
+    /// Whether there is any series of a metric.
+    pub(crate) fn has(&self, metric: &str) -> bool {
+        self.0.keys().any(|series| series.split('{').next() == Some(metric))
+    }
+
+    /// The value below which the share `q` of a histogram's samples lies, interpolated within its bucket.
+    pub(crate) fn quantile(&self, metric: &str, q: f64) -> f64 {
+        let mut buckets: BTreeMap<u64, f64> = BTreeMap::new();
+        for (series, count) in &self.0 {
+            let Some(rest) = series.strip_prefix(&format!("{metric}_bucket{{")) else { continue };
+            let Some((_, le)) = rest.rsplit_once("le=\"") else { continue };
+            let Ok(le) = le.trim_end_matches("\"}").parse::<f64>() else { continue };
+            *buckets.entry(le.to_bits()).or_default() += count;
+        }
+        let total = buckets.values().copied().fold(0.0, f64::max);
+        let (mut low, mut below) = (0.0, 0.0);
+        for (le, count) in buckets {
+            let le = f64::from_bits(le);
+            if count >= q * total && count > below {
+                return low + (le - low) * (q * total - below) / (count - below);
+            }
+            (low, below) = (le, count);
+        }
+        f64::NAN
+    }
+}
+
+impl std::fmt::Display for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (series, value) in self.0.iter().filter(|(_, value)| **value != 0.0) {
+            writeln!(f, "{series} {value}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Fails with the difference and all that was counted.
+pub(crate) fn equal(what: &str, ours: i64, truth: i64, metrics: &Metrics) -> Result<()> {
+    ensure!(ours == truth, "{what}: tcpwatch says {ours}, the truth is {truth}\n{metrics}");
+    Ok(())
+}
+
+/// Nothing was lost on the way that would excuse a difference.
+pub(crate) fn nothing_lost(metrics: &Metrics) -> Result<()> {
+    equal("events lost", metrics.count("tcpwatch_events_lost_total", &[]), 0, metrics)
+}

@@ -1,0 +1,45 @@
+//! The real-kernel suite: the daemon as users run it, traffic in namespaces of its own, and the truth known from the
+//! set-up or from the namespaces' own counters. Needs root; where it cannot run, each test is reported as ignored.
+
+mod connections;
+mod daemon;
+mod operations;
+mod resets;
+mod retransmits;
+mod rtt;
+
+use std::process::ExitCode;
+
+use tcpwatch_lab::harness;
+
+fn main() -> ExitCode {
+    let mut trials = Vec::new();
+    trials.extend(connections::trials());
+    trials.extend(resets::trials());
+    trials.extend(retransmits::trials());
+    trials.extend(rtt::trials());
+    trials.extend(operations::trials());
+    harness::run(trials)
+}
+
+/// Why the kernel programs cannot be loaded here; `None` when they can. Asked of the doctor, once.
+fn obstacle() -> Option<String> {
+    static OBSTACLE: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    OBSTACLE
+        .get_or_init(|| {
+            harness::obstacle().map(str::to_owned).or_else(|| {
+                let doctor = std::process::Command::new(daemon::PROGRAM).arg("doctor").output();
+                match doctor {
+                    Ok(done) if done.status.success() => None,
+                    Ok(done) => Some(String::from_utf8_lossy(&done.stderr).trim().to_owned()),
+                    Err(error) => Some(format!("cannot start {}: {error}", daemon::PROGRAM)),
+                }
+            })
+        })
+        .clone()
+}
+
+/// A test of this suite.
+fn trial(name: &str, test: fn() -> anyhow::Result<()>) -> libtest_mimic::Trial {
+    harness::trial_unless(name, obstacle, test)
+}
