@@ -227,10 +227,14 @@ mod tests {
         ] {
             add(word);
         }
-        CloseCause::ALL.into_iter().for_each(|c| add(group::closed(c)));
-        RetransmitCause::ALL.into_iter().for_each(|c| add(group::retransmits(c)));
-        for origin in ResetOrigin::ALL {
-            ResetCause::ALL.into_iter().for_each(|c| add(group::resets(origin, c)));
+        for cause in CloseCause::ALL {
+            add(group::closed(cause));
+        }
+        for cause in RetransmitCause::ALL {
+            add(group::retransmits(cause));
+        }
+        for (origin, cause) in ResetOrigin::ALL.into_iter().flat_map(|o| ResetCause::ALL.map(|c| (o, c))) {
+            add(group::resets(origin, cause));
         }
         (0..STATES as u8).for_each(|s| add(group::received(s)));
         (0..LOG2_BUCKETS).for_each(|b| add(group::HANDSHAKE + b));

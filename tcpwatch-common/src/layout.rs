@@ -69,6 +69,7 @@ layout! {
     skc_state: required "sock_common" "skc_state" 1;
     skc_daddr: required "sock_common" "skc_daddr" 4;
     skc_rcv_saddr: required "sock_common" "skc_rcv_saddr" 4;
+    skc_hash: required "sock_common" "skc_hash" 4;
     skc_dport: required "sock_common" "skc_dport" 2;
     skc_num: required "sock_common" "skc_num" 2;
     skc_v6_daddr: optional "sock_common" "skc_v6_daddr" 16;

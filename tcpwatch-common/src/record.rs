@@ -29,15 +29,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
-        Self::Open,
-        Self::Sample,
-        Self::Close,
-        Self::Retransmit,
-        Self::Reset,
-        Self::ResetReceived,
-        Self::Listener,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Open, Self::Sample, Self::Close, Self::Retransmit, Self::Reset, Self::ResetReceived, Self::Listener];
 
     /// The kind with this number.
     pub fn from_u16(number: u16) -> Option<Self> {
@@ -328,15 +321,16 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
     }
     let kind = Kind::from_u16(header.kind).ok_or(DecodeError::UnknownKind(header.kind))?;
     let bytes = bytes.get(..header.len as usize).ok_or(DecodeError::TooShort)?;
-    fn read<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
-        T::read(bytes).ok_or(DecodeError::TooShort)
-    }
     Ok(match kind {
         Kind::Open | Kind::Sample | Kind::Close => Record::Conn(kind, read(bytes)?),
         Kind::Retransmit => Record::Retransmit(read(bytes)?),
         Kind::Reset | Kind::ResetReceived => Record::Reset(kind, read(bytes)?),
         Kind::Listener => Record::Listener(read(bytes)?),
     })
+}
+
+fn read<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
+    T::read(bytes).ok_or(DecodeError::TooShort)
 }
 
 /// Writes a record as the kernel would; `None` when `bytes` has no room.

@@ -281,7 +281,11 @@ mod tests {
             (ResetFacts { hint: ReasonHint::None, state: 10, ..PASSIVE }, BadAck, "old kernel: data to a listener"),
             (ResetFacts { hint: ReasonHint::None, state: 6, ..PASSIVE }, TimeWait, "old kernel: TIME_WAIT"),
             (ResetFacts { hint: ReasonHint::None, syn: true, ..PASSIVE }, NoListener, "old kernel: closed port"),
-            (ResetFacts { hint: ReasonHint::None, state: 7, shutdown: 3, ..PASSIVE }, ClosedSocket, "old kernel: orphan"),
+            (
+                ResetFacts { hint: ReasonHint::None, state: 7, shutdown: 3, ..PASSIVE },
+                ClosedSocket,
+                "old kernel: orphan",
+            ),
         ];
         for (facts, expected, what) in table {
             assert_eq!(cause(&facts), expected, "{what}");

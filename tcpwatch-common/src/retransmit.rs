@@ -22,8 +22,7 @@ pub enum RetransmitCause {
 
 impl RetransmitCause {
     /// Every cause, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Fast, Self::Timeout, Self::TailLossProbe, Self::Syn, Self::SynAck, Self::Other];
+    pub const ALL: [Self; 6] = [Self::Fast, Self::Timeout, Self::TailLossProbe, Self::Syn, Self::SynAck, Self::Other];
 
     /// The value of the metric label.
     pub const fn name(self) -> &'static str {

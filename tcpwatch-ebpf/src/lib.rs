@@ -4,6 +4,7 @@
 //! Reading order: `entry.rs` (what is attached where), `probes/` (what happens there), `sock.rs` (the only reader of
 //! the kernel's structures), `emit.rs` (the only writer of records), `maps.rs`.
 #![no_std]
+#![expect(clippy::cast_ptr_alignment, reason = "the offsets come from the kernel's BTF, where fields are aligned")]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod add;

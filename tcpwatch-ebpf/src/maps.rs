@@ -4,8 +4,8 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use tcpwatch_common::conn::Conn;
-use tcpwatch_common::record::ResetRecord;
 use tcpwatch_common::counters::{self, DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, reason, slot};
+use tcpwatch_common::record::ResetRecord;
 
 /// State per socket: made when it is first seen, freed by the kernel with the socket.
 #[btf_map]

@@ -139,7 +139,7 @@ impl Cli {
             Command::Run(run) => run.listen.as_ref(),
             _ => None,
         };
-        let flag = |key, flag, value: Option<&String>| value.map(|value| Flag { key, flag, value: value.clone() });
+        let flag = |key, name, value: Option<&String>| value.map(|value| Flag { key, name, value: value.clone() });
         Layers {
             file: named
                 .map_or_else(|| Choice::Default(config::DEFAULT_FILE.into()), |file| Choice::Named(file.clone())),
@@ -220,12 +220,11 @@ mod tests {
 
     #[test]
     fn help_is_as_agreed() {
-        let mut text = String::new();
         let mut command = Cli::command().term_width(100);
         command.build();
-        for command in [&mut command.clone()].into_iter().chain(command.get_subcommands_mut()) {
-            text.push_str(&format!("{}\n----\n", command.render_long_help()));
-        }
+        let mut pages = vec![command.clone().render_long_help().to_string()];
+        pages.extend(command.get_subcommands_mut().map(|command| command.render_long_help().to_string()));
+        let text = pages.join("----\n");
         crate::golden::check("tests/golden/help.txt", &text);
     }
 
@@ -253,7 +252,7 @@ mod tests {
         ] {
             let layers = parse(line).unwrap().layers();
             assert_eq!(layers.file, Choice::Named("/b".into()));
-            let flags: Vec<_> = layers.flags.iter().map(|flag| (flag.key, flag.flag, flag.value.as_str())).collect();
+            let flags: Vec<_> = layers.flags.iter().map(|flag| (flag.key, flag.name, flag.value.as_str())).collect();
             assert_eq!(flags, [("listen", "--listen", "[::1]:1"), ("socket", "--socket", "/a")]);
         }
     }

@@ -77,11 +77,7 @@ impl DaemonError {
         match self {
             Self::Facts(_) | Self::Load(_) => cli::NOT_PERMITTED,
             Self::Netns { .. } => cli::USAGE,
-            Self::Maps(_)
-            | Self::Http(_)
-            | Self::Instance(_)
-            | Self::System { .. }
-            | Self::Output(_) => cli::FAILED,
+            Self::Maps(_) | Self::Http(_) | Self::Instance(_) | Self::System { .. } | Self::Output(_) => cli::FAILED,
         }
     }
 }
@@ -91,9 +87,7 @@ pub(crate) fn options(config: &Config) -> Result<load::Options, DaemonError> {
     let netns = config
         .netns
         .iter()
-        .map(|path| {
-            listeners::netns_inode(path).map_err(|source| DaemonError::Netns { path: path.clone(), source })
-        })
+        .map(|path| listeners::netns_inode(path).map_err(|source| DaemonError::Netns { path: path.clone(), source }))
         .collect::<Result<_, _>>()?;
     Ok(load::Options {
         ring_bytes: config.ring_bytes,
@@ -154,7 +148,11 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
         }
     }
     log::info!("stopping");
-    server.abort();
+    // The server ends with the last snapshot; answers under way are finished first.
+    drop(publish);
+    if let Err(error) = server.await {
+        log::warn!("the HTTP server failed: {error}");
+    }
     Ok(())
 }
 
@@ -230,7 +228,8 @@ impl Daemon {
     fn announce(&self, address: std::net::SocketAddr) {
         let attached = self.facts.probes.iter().filter(|p| p.state == ProbeState::Attached).count();
         let total = self.facts.probes.len();
-        log::info!("watching TCP on kernel {}: {attached} of {total} probes attached", self.facts.kernel_release);
+        let release = &self.facts.kernel_release;
+        log::info!("watching TCP on kernel {release}: {attached} of {total} probes attached");
         for probe in &self.facts.probes {
             if let ProbeState::Unsupported(why) | ProbeState::Broken(why) = &probe.state {
                 log::warn!("probe {} ({}): {why}; without it: no {}", probe.probe, probe.hook, probe.loses);
@@ -300,9 +299,7 @@ fn seed_listeners(inbox: &mut Inbox, maps: &mut Maps) -> Result<(), DaemonError>
 
 /// Prints what the kernel programs log, until the daemon ends.
 fn follow_kernel_log(ebpf: &mut aya::Ebpf) -> Option<tokio::task::JoinHandle<()>> {
-    let logger = aya_log::EbpfLogger::init(ebpf)
-        .map_err(io::Error::other)
-        .and_then(|logger| tokio::io::unix::AsyncFd::with_interest(logger, tokio::io::Interest::READABLE));
+    let logger = aya_log::EbpfLogger::init(ebpf).map_err(io::Error::other).and_then(sys::readable);
     match logger {
         Ok(mut logger) => Some(tokio::spawn(async move {
             while let Ok(mut guard) = logger.readable_mut().await {

@@ -15,8 +15,12 @@ use crate::kernel::load;
 pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
     let facts = KernelFacts::gather(std::path::Path::new("/"))?;
     let loaded = load::load(&facts, &daemon::options(config)?)?;
-    let absent: Vec<&str> =
-        facts.layout.fields().filter(|(_, f)| f.offset == tcpwatch_common::layout::ABSENT).map(|(s, _)| s.path).collect();
+    let absent: Vec<&str> = facts
+        .layout
+        .fields()
+        .filter(|(_, f)| f.offset == tcpwatch_common::layout::ABSENT)
+        .map(|(s, _)| s.path)
+        .collect();
     let mut out = io::stdout().lock();
     let written = if as_json {
         let object = json!({
@@ -40,7 +44,11 @@ pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
 
 fn text(out: &mut impl Write, facts: &KernelFacts, loaded: &load::Loaded, absent: &[&str]) -> io::Result<()> {
     writeln!(out, "kernel      {} ({} ticks a second)", facts.release, facts.hz)?;
-    writeln!(out, "maps        {} KiB of kernel memory, and about 700 bytes a connection", loaded.maps.map_bytes / 1024)?;
+    writeln!(
+        out,
+        "maps        {} KiB of kernel memory, and about 700 bytes a connection",
+        loaded.maps.map_bytes / 1024
+    )?;
     if !absent.is_empty() {
         writeln!(out, "fields      not in this kernel: {}", absent.join(", "))?;
     }
@@ -62,7 +70,6 @@ fn words(state: &ProbeState) -> (&'static str, &str) {
         ProbeState::Attached => ("attached", ""),
         ProbeState::Unsupported(why) => ("unsupported", why),
         ProbeState::Broken(why) => ("broken", why),
-        ProbeState::NotNeeded(why) => ("not needed", why),
     }
 }
 

@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::time::ClockId;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Jiffies in a second: the resolution of the coarse clocks is one tick.
 pub(crate) fn ticks_per_second() -> u32 {
@@ -29,6 +32,13 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Lets the runtime wait until `inner` can be read; to be called within one.
+#[expect(unsafe_code, reason = "tokio cannot see that the descriptor stays open")]
+pub(crate) fn readable<T: AsFd + AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `AsFd` says that the descriptor is open as long as `inner` lives, and `AsyncFd` owns `inner`.
+    Ok(unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) }?)
 }
 
 /// The page size, bytes.

@@ -34,7 +34,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     setup::ensure_all(true)?;
     let mut command = cargo()?;
-    command.args(["run", "--release", "--package", "tcpwatch", "--features", "bench", "--example"]).arg(format!("{PREFIX}{what}"));
+    command
+        .args(["run", "--release", "--package", "tcpwatch", "--features", "bench", "--example"])
+        .arg(format!("{PREFIX}{what}"));
     command.args(cargo_runs_as_root()?).arg("--");
     if args.json {
         command.arg("--json");

@@ -2,11 +2,12 @@
 //! to answer the same question in the usual ways. Never part of the daemon.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(unreachable_pub, missing_docs, reason = "entry points are found by section, not by path")]
+#![allow(clippy::needless_pass_by_value, reason = "the macros hand the context over")]
 
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{LruHashMap, RingBuf};
 use aya_ebpf::programs::BtfTracePointContext;
-use tcpwatch_common::hist::rtt_bucket;
+use tcpwatch_common::hist::{rtt_bucket, sketch_bucket};
 use tcpwatch_ebpf::emit::now_ns;
 use tcpwatch_ebpf::sock::TcpSock;
 
@@ -66,25 +67,16 @@ pub fn bench_ringbuf(ctx: BtfTracePointContext) -> i32 {
 pub fn bench_lru(ctx: BtfTracePointContext) -> i32 {
     let Some(sock) = TcpSock::cast(ctx.arg(0)) else { return 0 };
     let key = sock.cookie();
-    let found = match BENCH_LRU.get_ptr_mut(key) {
-        Some(found) => found,
-        None => {
-            let fresh = Hashed { samples: 0, srtt: 0, delivered: 0, sketch: [0; 40] };
-            if BENCH_LRU.insert(key, fresh, 0).is_err() {
-                return 0;
-            }
-            match BENCH_LRU.get_ptr_mut(key) {
-                Some(found) => found,
-                None => return 0,
-            }
-        }
+    let Some(found) = BENCH_LRU.get_ptr_mut(key) else {
+        let _full = BENCH_LRU.insert(key, Hashed { samples: 0, srtt: 0, delivered: 0, sketch: [0; 40] }, 0);
+        return 0;
     };
     // SAFETY: a value of the map; a benchmark does not mind a lost update.
     let state = unsafe { &mut *found };
     state.samples += 1;
     state.srtt = sock.srtt_us();
     state.delivered = sock.delivered();
-    let bucket = (rtt_bucket(state.srtt >> 3) >> 2) as usize;
+    let bucket = sketch_bucket(rtt_bucket(state.srtt >> 3)) as usize;
     if bucket < 40 {
         state.sketch[bucket] += 1;
     }

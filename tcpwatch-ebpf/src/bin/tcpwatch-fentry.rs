@@ -1,6 +1,7 @@
 //! The object for older kernels that let a program run at the entry of a function.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(unreachable_pub, missing_docs, reason = "entry points are found by section, not by path")]
+#![allow(clippy::needless_pass_by_value, reason = "the macros hand the context over")]
 
 include!("../entry.rs");
 
@@ -14,7 +15,10 @@ use tcpwatch_common::reset::ResetOrigin;
 #[fentry(function = "tcp_send_active_reset")]
 pub fn tcp_send_active_reset(ctx: FEntryContext) -> u32 {
     let sk = ctx.arg(0);
-    probes::reset::handle(&ctx, &Call { program: Program::Active, sk, skb: ptr::null(), reason: NO_REASON, origin: ResetOrigin::Active });
+    probes::reset::handle(
+        &ctx,
+        &Call { program: Program::Active, sk, skb: ptr::null(), reason: NO_REASON, origin: ResetOrigin::Active },
+    );
     0
 }
 

@@ -1,6 +1,7 @@
 //! The object for older kernels that have kprobes and no fentry.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(unreachable_pub, missing_docs, reason = "entry points are found by section, not by path")]
+#![allow(clippy::needless_pass_by_value, reason = "the macros hand the context over")]
 
 include!("../entry.rs");
 
@@ -14,7 +15,10 @@ use tcpwatch_common::reset::ResetOrigin;
 #[kprobe(function = "tcp_send_active_reset")]
 pub fn tcp_send_active_reset(ctx: ProbeContext) -> u32 {
     let sk = ctx.arg(0).unwrap_or(ptr::null());
-    probes::reset::handle(&ctx, &Call { program: Program::Active, sk, skb: ptr::null(), reason: NO_REASON, origin: ResetOrigin::Active });
+    probes::reset::handle(
+        &ctx,
+        &Call { program: Program::Active, sk, skb: ptr::null(), reason: NO_REASON, origin: ResetOrigin::Active },
+    );
     0
 }
 
@@ -34,7 +38,13 @@ pub fn tcp_v6_send_reset(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn passive(ctx: &ProbeContext, program: Program) {
-    let call = Call { program, sk: ctx.arg(0).unwrap_or(ptr::null()), skb: ctx.arg(1).unwrap_or(ptr::null()), reason: NO_REASON, origin: ResetOrigin::Passive };
+    let call = Call {
+        program,
+        sk: ctx.arg(0).unwrap_or(ptr::null()),
+        skb: ctx.arg(1).unwrap_or(ptr::null()),
+        reason: NO_REASON,
+        origin: ResetOrigin::Passive,
+    };
     if probes::reset::will_be_sent(&call) {
         probes::reset::handle(ctx, &call);
     }

@@ -2,6 +2,7 @@
 //! where nothing else can be attached.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(unreachable_pub, missing_docs, reason = "entry points are found by section, not by path")]
+#![allow(clippy::needless_pass_by_value, reason = "the macros hand the context over")]
 
 include!("../entry.rs");
 

@@ -34,13 +34,14 @@ pub fn handle(ctx: &BtfTracePointContext) {
 /// arithmetic on the pointer; two sockets that share an entry only cost each other the shortcut.
 #[inline(always)]
 fn admit(sk: *const u8, now: u64) -> bool {
-    // SAFETY: typed loads of two neighbouring words of struct sock_common, checked by the verifier.
-    let (hash, ports) = unsafe {
-        let dport = sk.add(usize::from(offset(&LAYOUT.skc_dport)));
-        // skc_hash precedes skc_portpair: u32 hash, be16 dport, u16 num.
-        (core::ptr::read_volatile(dport.sub(4).cast::<u32>()), core::ptr::read_volatile(dport.cast::<u16>()))
+    // SAFETY: typed loads of fields of struct sock_common, checked by the verifier.
+    let (hash, port) = unsafe {
+        (
+            core::ptr::read_volatile(sk.add(usize::from(offset(&LAYOUT.skc_hash))).cast::<u32>()),
+            core::ptr::read_volatile(sk.add(usize::from(offset(&LAYOUT.skc_dport))).cast::<u16>()),
+        )
     };
-    let identity = u64::from(hash) << 32 | u64::from(ports);
+    let identity = u64::from(hash) << 32 | u64::from(port);
     let Some(entry) = ADMITTED.get_ptr_mut(hash & (ADMITTED_ENTRIES - 1)) else { return true };
     // SAFETY: a value of the map that only this program writes.
     let entry = unsafe { &mut *entry };

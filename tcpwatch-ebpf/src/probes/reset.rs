@@ -129,7 +129,8 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
     if let Some(group) = Group::of(r.slot) {
         group.add(group::resets(call.origin, why), 1);
     }
-    let word = reason_word::index(call.origin, if call.reason == NO_REASON { 0 } else { call.reason }, r.key.ip_version);
+    let word =
+        reason_word::index(call.origin, if call.reason == NO_REASON { 0 } else { call.reason }, r.key.ip_version);
     if let Some(words) = maps::REASONS.get_ptr_mut(0)
         && word < reason_word::WORDS
     {

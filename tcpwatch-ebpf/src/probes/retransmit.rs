@@ -31,25 +31,24 @@ pub fn handle(ctx: &BtfTracePointContext) {
     let skb: *const u8 = ctx.arg(1);
     let err = if frozen(&RETRANSMIT_HAS_ERR) != 0 { ctx.arg::<i32>(2) } else { 0 };
     let Some(sock) = TcpSock::cast(sk) else { return };
-    let conn = match sock.state() {
-        Some(conn) => conn,
-        None => {
-            let netns = sock.netns();
-            if !watched(netns) {
-                return;
-            }
-            let Some(conn) = sock.state_or_new() else {
-                emit::lost(Loss::StorageRetransmit);
-                without_state(sock, skb, netns, err);
-                return;
-            };
-            emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
-            emit::gauge(conn, sock.skc_state());
-            if err == 0 {
-                conn.retrans_seen = conn.retrans_seen.wrapping_sub(segments_of(skb));
-            }
-            conn
+    let conn = if let Some(conn) = sock.state() {
+        conn
+    } else {
+        let netns = sock.netns();
+        if !watched(netns) {
+            return;
         }
+        let Some(conn) = sock.state_or_new() else {
+            emit::lost(Loss::StorageRetransmit);
+            without_state(sock, skb, netns, err);
+            return;
+        };
+        emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
+        emit::gauge(conn, sock.skc_state());
+        if err == 0 {
+            conn.retrans_seen = conn.retrans_seen.wrapping_sub(segments_of(skb));
+        }
+        conn
     };
     conn.rtt_guard = 1;
     let segments = emit::unattributed(sock, conn);

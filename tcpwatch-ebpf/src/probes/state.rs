@@ -109,8 +109,7 @@ fn established(sock: TcpSock, old: u8) {
             group.add(group::HANDSHAKE + log2_bucket(us.div_ceil(HANDSHAKE_UNIT_US)) as usize, 1);
         }
     }
-    let moment =
-        Moment { kind: Kind::Open, old_state: old, state: ESTABLISHED, cause: 0, loss: Loss::RingState };
+    let moment = Moment { kind: Kind::Open, old_state: old, state: ESTABLISHED, cause: 0, loss: Loss::RingState };
     emit::connection(sock, conn, &moment);
 }
 
@@ -159,8 +158,7 @@ fn closed(sock: TcpSock, netns: u32, old: u8) {
     if matches!(cause, CloseCause::ResetSent | CloseCause::ResetReceived) {
         tie_to_reset(sock, conn, old, cause);
     }
-    let moment =
-        Moment { kind: Kind::Close, old_state: old, state: CLOSE, cause: cause as u8, loss: Loss::RingState };
+    let moment = Moment { kind: Kind::Close, old_state: old, state: CLOSE, cause: cause as u8, loss: Loss::RingState };
     emit::connection(sock, conn, &moment);
 }
 
@@ -205,11 +203,7 @@ fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
                 let _gone_already = LISTENERS.remove(key);
             }
         },
-        None if up => {
-            if LISTENERS.insert(key, 1, 0).is_err() {
-                emit::lost(Loss::MapListener);
-            }
-        }
+        None if up && LISTENERS.insert(key, 1, 0).is_err() => emit::lost(Loss::MapListener),
         None => {}
     }
     emit::record::<ListenerRecord>(Loss::RingState, |place| {

@@ -204,8 +204,7 @@ pub(crate) mod tests {
 
     pub(crate) fn conn_record(cookie: u64) -> ConnRecord {
         let mut bytes = vec![0_u8; size_of::<ConnRecord>()];
-        let header =
-            Header { kind: Kind::Sample as u16, abi: ABI, len: bytes.len() as u32, ktime_ns: 1_000 };
+        let header = Header { kind: Kind::Sample as u16, abi: ABI, len: bytes.len() as u32, ktime_ns: 1_000 };
         tcpwatch_common::record::encode(&header, &mut bytes).unwrap();
         let Ok(Record::Conn(_, mut record)) = tcpwatch_common::record::decode(&bytes) else { panic!("not a record") };
         record.cookie = cookie;

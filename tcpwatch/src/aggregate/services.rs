@@ -52,7 +52,7 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// `labels` of them at most; `always` have a slot in both directions from the start.
+    /// `labels` of them at most; `always` have a slot and a label in both directions from the start.
     pub(crate) fn new(labels: usize, always: &[u16]) -> Self {
         let mut services =
             Self { places: Vec::new(), by_key: HashMap::new(), candidates: HashMap::new(), labels_left: labels };
@@ -60,6 +60,8 @@ impl Services {
             services.grant(Direction::Inbound, *port);
             services.grant(Direction::Outbound, *port);
         }
+        // Shown at 0 before anything is counted, so that a rate sees their first burst.
+        services.label(|_| true);
         services
     }
 
@@ -187,6 +189,7 @@ mod tests {
     fn slots_end_and_configured_ports_come_first() {
         let mut services = Services::new(16, &[443]);
         assert_eq!(services.grants().len(), 2);
+        assert_eq!(services.shown(slot::FIRST_FREE), (Direction::Inbound, Service::Port(443)));
         let mut given = 0;
         for port in 1..1000 {
             given += usize::from(services.listening(port).is_some());

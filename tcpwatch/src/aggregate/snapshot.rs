@@ -78,8 +78,6 @@ pub(crate) enum ProbeState {
     Unsupported(String),
     /// It should have worked and did not; the text says what was tried.
     Broken(String),
-    /// Not needed here; the text says what is attached instead.
-    NotNeeded(String),
 }
 
 /// A probe of the table, and what became of it.

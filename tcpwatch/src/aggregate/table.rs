@@ -24,13 +24,12 @@ impl ConnTable {
     /// Keeps the newest reading of a connection.
     pub(crate) fn update(&mut self, record: &ConnRecord) {
         let full = self.connections.len() == self.connections.cap().get();
-        match self.connections.get_mut(&record.cookie) {
-            Some(known) => **known = *record,
-            None => {
-                self.evicted += u64::from(full);
-                self.connections.push(record.cookie, Box::new(*record));
-            }
+        if let Some(known) = self.connections.get_mut(&record.cookie) {
+            **known = *record;
+            return;
         }
+        self.evicted += u64::from(full);
+        self.connections.push(record.cookie, Box::new(*record));
     }
 
     /// Forgets a connection that ended.

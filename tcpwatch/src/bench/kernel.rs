@@ -100,8 +100,8 @@ struct Bench {
 
 impl Bench {
     fn set_up() -> Result<Self> {
-        let statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)
-            .context("cannot switch BPF statistics on; run as root")?;
+        let statistics =
+            aya::sys::enable_stats(aya::sys::Stats::RunTime).context("cannot switch BPF statistics on; run as root")?;
         let facts = KernelFacts::gather(Path::new("/"))?;
         let btf = Btf::from_sys_fs()?;
         let mut every_ack = load::load_object(&facts, &programs(false), &btf, &BY_TRACEPOINT)?;
@@ -381,7 +381,8 @@ fn report(rounds: &[Round]) -> Value {
 fn machine() -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("", |l| l.trim_start_matches([' ', '\t', ':']));
+    let model =
+        cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("", |l| l.trim_start_matches([' ', '\t', ':']));
     json!({
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
         "cpu": model,

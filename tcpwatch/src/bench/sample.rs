@@ -23,11 +23,8 @@ impl Median {
         let half = 1.96 * (n as f64).sqrt() / 2.0;
         let low = ((n as f64 / 2.0 - half).floor().max(0.0)) as usize;
         let high = ((n as f64 / 2.0 + half).ceil() as usize).min(n.checked_sub(1)?);
-        let value = if n % 2 == 1 {
-            *sorted.get(n / 2)?
-        } else {
-            f64::midpoint(*sorted.get(n / 2 - 1)?, *sorted.get(n / 2)?)
-        };
+        let value =
+            if n % 2 == 1 { *sorted.get(n / 2)? } else { f64::midpoint(*sorted.get(n / 2 - 1)?, *sorted.get(n / 2)?) };
         Some(Self { value, low: *sorted.get(low)?, high: *sorted.get(high)? })
     }
 
@@ -35,10 +32,7 @@ impl Median {
     pub(crate) fn put(this: Option<Self>, name: &str, object: &mut serde_json::Map<String, serde_json::Value>) {
         let rounded = |v: f64| (v * 1000.0).round() / 1000.0;
         object.insert(name.to_owned(), this.map_or(json!(null), |m| json!(rounded(m.value))));
-        object.insert(
-            format!("{name}_ci95"),
-            this.map_or(json!(null), |m| json!([rounded(m.low), rounded(m.high)])),
-        );
+        object.insert(format!("{name}_ci95"), this.map_or(json!(null), |m| json!([rounded(m.low), rounded(m.high)])));
     }
 }
 

@@ -11,6 +11,11 @@ use super::rules::{
 /// What begins the name of every variable of the environment.
 pub(crate) const PREFIX: &str = "TCPWATCH_";
 
+/// As many as the kernel programs can count apart.
+const MOST_SERVICES: u32 = crate::metrics::MOST_SERVICES as u32;
+/// A port is a service of each direction.
+const MOST_PORTS: usize = crate::metrics::MOST_SERVICES / 2;
+
 /// When tcp_probe looks at a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sampling {
@@ -101,9 +106,9 @@ settings! {
     /// Connections that the daemon keeps details of. Totals include those beyond.
     max_connections: Integer<100, 4_000_000> = 100_000;
     /// Services (direction and port) with series of their own; the rest share `service="other"`.
-    services: Integer<1, 56> = 16;
+    services: Integer<1, MOST_SERVICES> = 16;
     /// Ports that are services from the start, whatever traffic they have, and keep their place.
-    service_ports: List<Port, 56> = Vec::new();
+    service_ports: List<Port, MOST_PORTS> = Vec::new();
     /// When the RTT of a connection is sampled: at every acknowledgement, or once a tick of the kernel, which costs
     /// less on busy connections.
     sampling: OneOf<Sampling> = Sampling::EveryAck;
@@ -128,21 +133,20 @@ pub(super) fn nearest(name: &str) -> Option<&'static str> {
 
 /// The file that is installed: every setting with its default, commented out.
 pub(crate) fn example() -> String {
-    let mut text = String::from(
+    let defaults = Config::default();
+    let mut parts = vec![
         "# Settings of the tcpwatch daemon. Those commented out have the value that is shown.\n\
          # Variables of the environment and flags win over this file; `tcpwatch config` shows what holds and why,\n\
-         # `tcpwatch check-config FILE` finds mistakes.\n",
-    );
-    let defaults = Config::default();
+         # `tcpwatch check-config FILE` finds mistakes.\n"
+            .to_owned(),
+    ];
     for setting in SETTINGS {
-        text.push('\n');
-        for line in setting.doc {
-            text.push_str(&format!("#{line}\n"));
-        }
-        text.push_str(&format!("# Must be {}. Environment: {}\n", (setting.allowed)(), setting.variable()));
-        text.push_str(&format!("#{} = {}\n", setting.key, (setting.show)(&defaults)));
+        parts.push("\n".to_owned());
+        parts.extend(setting.doc.iter().map(|line| format!("#{line}\n")));
+        parts.push(format!("# Must be {}. Environment: {}\n", (setting.allowed)(), setting.variable()));
+        parts.push(format!("#{} = {}\n", setting.key, (setting.show)(&defaults)));
     }
-    text
+    parts.concat()
 }
 
 #[cfg(test)]

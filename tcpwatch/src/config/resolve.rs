@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::keys::{PREFIX, nearest};
+use super::keys::{PREFIX, Setting, nearest};
 use super::rules::Raw;
 use super::{Config, ConfigError, FILE_VARIABLE, Origin, SETTINGS, did_you_mean, file};
 
@@ -29,7 +29,7 @@ pub(crate) struct Flag {
     /// The setting.
     pub(crate) key: &'static str,
     /// The flag, with its dashes.
-    pub(crate) flag: &'static str,
+    pub(crate) name: &'static str,
     /// What it was given.
     pub(crate) value: String,
 }
@@ -99,7 +99,7 @@ fn settle(file: Option<(&Path, &str)>, layers: &Layers) -> Result<Resolved, Conf
     resolved.apply_environment(&layers.environment, &mut errors);
     for flag in &layers.flags {
         let raw = Raw::Text(flag.value.clone());
-        resolved.set(flag.key, &raw, &format!("{:?}", flag.value), Origin::Flag(flag.flag), &mut errors);
+        resolved.set(flag.key, &raw, &format!("{:?}", flag.value), Origin::Flag(flag.name), &mut errors);
     }
     if errors.is_empty() {
         resolved.check_together(&mut errors);
@@ -117,9 +117,10 @@ impl Resolved {
     /// The settings as TOML, each with its origin as a comment.
     pub(crate) fn to_toml(&self) -> String {
         let lines = SETTINGS.iter().zip(&self.origins);
-        lines
-            .map(|(setting, origin)| format!("{} = {} # {origin}\n", setting.key, (setting.show)(&self.config)))
-            .collect()
+        let line = |(setting, origin): (&Setting, &Origin)| {
+            format!("{} = {} # {origin}\n", setting.key, (setting.show)(&self.config))
+        };
+        lines.map(line).collect::<Vec<_>>().concat()
     }
 
     fn apply_file(&mut self, path: &Path, text: &str, errors: &mut Vec<ConfigError>) {
@@ -152,7 +153,8 @@ impl Resolved {
             };
             let origin = Origin::Environment(name.into_owned());
             let raw = value.to_str().map_or(Raw::Other, |text| Raw::Text(text.to_owned()));
-            self.set(setting.key, &raw, &format!("{value:?}"), origin, errors);
+            let found = format!("\"{}\"", value.display());
+            self.set(setting.key, &raw, &found, origin, errors);
         }
     }
 
@@ -190,13 +192,14 @@ mod tests {
     use super::super::keys::example;
     use super::*;
     use crate::config::Sampling;
+    use proptest::prelude::*;
     use std::time::Duration;
 
     fn layers(environment: &[(&str, &str)], flags: &[(&'static str, &'static str, &str)]) -> Layers {
         Layers {
             file: Choice::Default("/nowhere".into()),
             environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
-            flags: flags.iter().map(|&(key, flag, value)| Flag { key, flag, value: value.to_owned() }).collect(),
+            flags: flags.iter().map(|&(key, name, value)| Flag { key, name, value: value.to_owned() }).collect(),
         }
     }
 
@@ -246,12 +249,15 @@ mod tests {
     fn every_mistake_of_a_file_is_told_with_line_and_remedy() {
         let error =
             with_file("listn = \"x\"\nservices = 99\nsample_interval = 5\nstrict = \"yes\"\ncolour = 1\n").unwrap_err();
-        let expected = "5 errors in the configuration:\n  \
+        let most = crate::metrics::MOST_SERVICES;
+        let expected = format!(
+            "5 errors in the configuration:\n  \
             /etc/t.toml:1: unknown key `listn`; did you mean `listen`?\n  \
-            /etc/t.toml:2: `services` is 99 (an integer); it must be a whole number from 1 to 56\n  \
+            /etc/t.toml:2: `services` is 99 (an integer); it must be a whole number from 1 to {most}\n  \
             /etc/t.toml:3: `sample_interval` is 5 (an integer); it must be a time from 100ms to 1m, such as \"500ms\" or \"2s\"\n  \
             /etc/t.toml:4: `strict` is \"yes\" (a string); it must be true or false\n  \
-            /etc/t.toml:5: unknown key `colour`";
+            /etc/t.toml:5: unknown key `colour`"
+        );
         assert_eq!(error.to_string(), expected);
     }
 
@@ -312,16 +318,37 @@ mod tests {
         assert_eq!((resolved.config.services, resolved.file), (2, Some(file)));
     }
 
+    proptest! {
+        #[test]
+        fn any_values_give_valid_settings_or_errors(
+            values in proptest::collection::vec(
+                (0..SETTINGS.len(), "[a-z0-9/:.,\\[\\]\"-]{0,9}|127.0.0.1:[0-9]{1,5}|[0-9]{1,3}(ms|s|KiB)?|true"),
+                0..3,
+            )
+        ) {
+            let named: Vec<_> = values.iter().map(|(i, value)| (SETTINGS[*i].variable(), value)).collect();
+            let environment: Vec<_> = named.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            match settle(None, &layers(&environment, &[])) {
+                // What holds can be written down and read back.
+                Ok(resolved) => prop_assert_eq!(with_file(&resolved.to_toml()).unwrap().config, resolved.config),
+                Err(error) => prop_assert!(error.to_string().contains("environment variable TCPWATCH_")),
+            }
+        }
+
+        #[test]
+        fn any_text_is_a_file_or_refused(text in "([a-z_]{1,12} = [0-9a-z\"\\[\\]]{0,8}\n){0,6}|.{0,60}") {
+            let _outcome = with_file(&text);
+        }
+    }
+
     #[test]
     fn the_example_file_gives_the_defaults_commented_or_not() {
         let commented = example();
-        let active: String = commented
-            .lines()
-            .map(|line| match line.strip_prefix('#') {
-                Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
-                _ => format!("{line}\n"),
-            })
-            .collect();
+        let active = commented.lines().map(|line| match line.strip_prefix('#') {
+            Some(setting) if !setting.starts_with(' ') => setting,
+            _ => line,
+        });
+        let active = active.collect::<Vec<_>>().join("\n");
         for text in [commented, active.clone()] {
             assert_eq!(with_file(&text).unwrap().config, Config::default());
         }

@@ -158,8 +158,8 @@ impl<const MAX: u32> Rule for RingSize<MAX> {
     type Value = u32;
 
     fn allowed() -> String {
-        let (min, max) = (in_units(page_size(), &SIZES), in_units(MAX.into(), &SIZES));
-        format!("a power of two from {min} (a page of this machine) to {max}, such as \"1MiB\" or 1048576")
+        let max = in_units(MAX.into(), &SIZES);
+        format!("a power of two from a page (4KiB on most machines) to {max}, such as \"1MiB\" or 1048576")
     }
 
     fn parse(raw: &Raw) -> Option<u32> {
@@ -304,7 +304,11 @@ fn quoted(text: &str) -> String {
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
-            c if c.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c if c.is_control() => {
+                out.push_str("\\u");
+                let code = u32::from(c);
+                out.extend([12, 8, 4, 0].iter().filter_map(|shift| char::from_digit(code >> shift & 15, 16)));
+            }
             c => out.push(c),
         }
     }
@@ -407,11 +411,11 @@ mod tests {
 
         #[test]
         fn what_is_shown_is_read_back(ms in 1_u64..100_000, exponent in 12_u32..26, on in any::<bool>()) {
+            type Ring = RingSize<{ 1 << 26 }>;
             let inside = |toml: String| string(toml.trim_matches('"'));
             let time = Duration::from_millis(ms);
             prop_assert_eq!(Span::<1, 100_000>::parse(&inside(Span::<1, 100_000>::show(&time))), Some(time));
             prop_assume!(1_u64 << exponent >= page_size());
-            type Ring = RingSize<{ 1 << 26 }>;
             prop_assert_eq!(Ring::parse(&inside(Ring::show(&(1 << exponent)))), Some(1 << exponent));
             prop_assert_eq!(Switch::parse(&text(&Switch::show(&on))), Some(on));
         }

@@ -16,7 +16,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::aggregate::snapshot::Snapshot;
@@ -36,6 +36,8 @@ struct Pages {
     exporter: Arc<Exporter>,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     refresh: mpsc::Sender<Refresh>,
+    /// One scrape at a time is turned into text: however many ask, they cost one thread.
+    turn: Arc<Semaphore>,
 }
 
 /// A request for a snapshot of this moment.
@@ -43,10 +45,9 @@ struct Pages {
 pub(crate) struct Refresh(oneshot::Sender<()>);
 
 impl Refresh {
-    /// Tells who asked that it was published.
-    pub(crate) fn done(self) {
-        // Who asked may have gone away.
-        let _gone = self.0.send(());
+    /// Tells who asked that it was published; false when nobody waits for it any more.
+    pub(crate) fn done(self) -> bool {
+        self.0.send(()).is_ok()
     }
 }
 
@@ -65,7 +66,7 @@ pub(crate) async fn serve(
     };
     let mut published = snapshots.clone();
     let end = async move { while published.changed().await.is_ok() {} };
-    let pages = Pages { exporter: Arc::clone(&exporter), snapshots, refresh };
+    let pages = Pages { exporter: Arc::clone(&exporter), snapshots, refresh, turn: Arc::new(Semaphore::new(1)) };
     serve::accept(listener, router(pages, config.allowed_hosts.into()), exporter, serve::Limits::default(), end).await;
 }
 
@@ -92,8 +93,14 @@ async fn admit(State(names): State<Arc<[String]>>, request: Request, next: Next)
 
 async fn metrics(State(pages): State<Pages>) -> Response {
     pages.refresh().await;
+    let turn = pages.turn.acquire_owned().await;
+    let encode = move || {
+        // Kept until the work is done, even if the client goes away meanwhile.
+        let _turn = turn;
+        pages.exporter.encode()
+    };
     // Off this thread, which has the ring buffer to drain.
-    match tokio::task::spawn_blocking(move || pages.exporter.encode()).await {
+    match tokio::task::spawn_blocking(encode).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed; see the log\n").into_response(),
@@ -142,7 +149,8 @@ mod tests {
     async fn start_with(refresh: mpsc::Sender<Refresh>) -> Running {
         let (snapshots, newest) = watch::channel(None);
         let exporter = Arc::new(Exporter::new(newest.clone()).unwrap());
-        let pages = Pages { exporter: Arc::clone(&exporter), snapshots: newest, refresh };
+        let turn = Arc::new(Semaphore::new(1));
+        let pages = Pages { exporter: Arc::clone(&exporter), snapshots: newest, refresh, turn };
         let router = router(pages, Arc::new(["web-1".to_owned()]));
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -196,7 +204,7 @@ mod tests {
                 let mut snapshot = sample::empty();
                 snapshot.groups[0].words[group::OPENED] = opened;
                 daemon.snapshots.send_replace(Some(Arc::new(snapshot)));
-                request.done();
+                assert!(request.done());
             }
         });
         for opened in 1..4 {
@@ -216,6 +224,20 @@ mod tests {
         let page = server.get("/metrics");
         let ignored = async { drop(refreshes.recv().await.unwrap()) };
         assert_eq!(tokio::join!(page, ignored).0.0, 200, "who takes it gives nothing");
+    }
+
+    #[tokio::test]
+    async fn many_scrapes_at_a_time_are_all_answered() {
+        let server = Arc::new(start().await);
+        server.snapshots.send_replace(Some(Arc::new(sample::full(4))));
+        let ask = |_| {
+            let server = Arc::clone(&server);
+            tokio::spawn(async move { server.get("/metrics").await })
+        };
+        for scrape in (0..100).map(ask).collect::<Vec<_>>() {
+            let (status, _, body) = scrape.await.unwrap();
+            assert_eq!((status, body.ends_with('\n')), (200, true));
+        }
     }
 
     #[tokio::test]
@@ -272,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_goes_away_is_counted_and_disturbs_nobody() {
         let server = start().await;
-        server.snapshots.send_replace(Some(Arc::new(sample::full(60))));
+        server.snapshots.send_replace(Some(Arc::new(sample::full(36))));
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         stream.read_exact(&mut [0; 8]).await.unwrap();

@@ -66,13 +66,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 64,
-            head: Duration::from_secs(10),
+            // Not a usual interval between scrapes, at which both ends would act at the same time.
+            head: Duration::from_secs(20),
             connection: Duration::from_secs(600),
             grace: Duration::from_secs(5),
         }
     }
 }
 
+/// Bytes of a request that are kept before it is understood.
+const MOST_BUFFERED: usize = 16 << 10;
 /// How long to wait when no connection can be taken, mostly for want of file descriptors.
 const AFTER_A_FAILURE: Duration = Duration::from_millis(100);
 
@@ -153,9 +156,9 @@ async fn answer(
         }
     });
     let io = TokioIo::new(Watched { stream, lost: Arc::clone(lost) });
-    let connection =
-        http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(limits.head).serve_connection(io, service);
-    let mut connection = pin!(connection);
+    let mut protocol = http1::Builder::new();
+    protocol.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(MOST_BUFFERED);
+    let mut connection = pin!(protocol.serve_connection(io, service));
     let over = async {
         tokio::select! {
             () = sleep(limits.connection) => {}
@@ -313,6 +316,17 @@ mod tests {
         let mut rest = Vec::new();
         timeout(DEADLINE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
         assert_eq!(greeting(&mut request(server.address).await).await.split(' ').nth(1), Some("200"));
+    }
+
+    #[tokio::test]
+    async fn a_request_without_end_is_refused() {
+        let server = start(hello(), Limits::default()).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let endless = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(MOST_BUFFERED));
+        stream.write_all(endless.as_bytes()).await.unwrap();
+        let mut text = [0; 12];
+        timeout(DEADLINE, stream.read_exact(&mut text)).await.unwrap().unwrap();
+        assert_eq!(&text, b"HTTP/1.1 431");
     }
 
     #[tokio::test]

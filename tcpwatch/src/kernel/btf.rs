@@ -33,7 +33,7 @@ const MAX_DEPTH: u32 = 32;
 pub(crate) enum BtfError {
     /// Not the magic number of this machine's byte order.
     #[error("it does not begin with the BTF magic number")]
-    NotBtf,
+    BadMagic,
     /// A section or type reaches beyond the end.
     #[error("it ends in the middle of a type")]
     Truncated,
@@ -58,7 +58,7 @@ struct Type {
     flag: bool,
     /// Members, values or arguments.
     count: usize,
-    size_or_type: u32,
+    size_or_ref: u32,
     /// Where what follows the common part begins.
     body: usize,
 }
@@ -68,7 +68,7 @@ impl Btf {
     pub(crate) fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
         let magic = data.first_chunk().map(|b| u16::from_ne_bytes(*b));
         if magic != Some(MAGIC) {
-            return Err(BtfError::NotBtf);
+            return Err(BtfError::BadMagic);
         }
         let at = |offset| word(&data, offset).ok_or(BtfError::Truncated).map(|w| w as usize);
         let header = at(4)?;
@@ -115,8 +115,8 @@ impl Btf {
     /// How many arguments a tracepoint hands to a program; `None` when the kernel does not have it.
     pub(crate) fn tracepoint_args(&self, name: &str) -> Option<usize> {
         let typedef = self.get(self.find(KIND_TYPEDEF, &format!("btf_trace_{name}"))?)?;
-        let pointer = self.get(typedef.size_or_type).filter(|t| t.kind == KIND_PTR)?;
-        let proto = self.get(pointer.size_or_type).filter(|t| t.kind == KIND_FUNC_PROTO)?;
+        let pointer = self.get(typedef.size_or_ref).filter(|t| t.kind == KIND_PTR)?;
+        let proto = self.get(pointer.size_or_ref).filter(|t| t.kind == KIND_FUNC_PROTO)?;
         // The first is the tracepoint's own data.
         proto.count.checked_sub(1)
     }
@@ -163,7 +163,7 @@ impl Btf {
             if ty.kind != KIND_TYPEDEF && !QUALIFIERS.contains(&ty.kind) {
                 return Some((id, ty));
             }
-            id = ty.size_or_type;
+            id = ty.size_or_ref;
         }
         None
     }
@@ -199,7 +199,7 @@ impl Btf {
                 let (element, count) = (word(&self.data, ty.body)?, word(&self.data, ty.body + 8)?);
                 self.size(element, depth + 1)?.checked_mul(u64::from(count))
             }
-            KIND_INT | KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 | 16 => Some(u64::from(ty.size_or_type)),
+            KIND_INT | KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 | 16 => Some(u64::from(ty.size_or_ref)),
             _ => None,
         }
     }
@@ -216,7 +216,7 @@ fn read_type(data: &[u8], offset: usize) -> Option<Type> {
         kind: ((info >> 24) & 0x1f) as u8,
         flag: info >> 31 != 0,
         count: (info & 0xffff) as usize,
-        size_or_type: word(data, offset + 8)?,
+        size_or_ref: word(data, offset + 8)?,
         body: offset + 12,
     })
 }
@@ -304,8 +304,8 @@ mod tests {
 
     #[test]
     fn what_is_not_btf_is_refused() {
-        assert_eq!(Btf::parse(vec![]).err(), Some(BtfError::NotBtf));
-        assert_eq!(Btf::parse(b"ELF and more of it".to_vec()).err(), Some(BtfError::NotBtf));
+        assert_eq!(Btf::parse(vec![]).err(), Some(BtfError::BadMagic));
+        assert_eq!(Btf::parse(b"ELF and more of it".to_vec()).err(), Some(BtfError::BadMagic));
         let whole = sample();
         for len in 2..whole.len() {
             assert!(Btf::parse(whole[..len].to_vec()).is_err(), "cut to {len}");

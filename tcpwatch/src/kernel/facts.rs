@@ -88,8 +88,7 @@ impl KernelFacts {
             io::ErrorKind::NotFound => FactsError::NoBtf { release: release.clone(), path: path.clone() },
             _ => FactsError::Unreadable { path: path.clone(), source },
         })?;
-        let btf =
-            Btf::parse(data).map_err(|source| FactsError::Damaged { release: release.clone(), path, source })?;
+        let btf = Btf::parse(data).map_err(|source| FactsError::Damaged { release: release.clone(), path, source })?;
         let layout = resolve(&btf, &release)?;
         let (reasons, reason_hints) = reset_reasons(&btf);
         Ok(Self { release, hz: sys::ticks_per_second(), layout, reasons, reason_hints, btf })

@@ -124,7 +124,12 @@ pub(crate) fn load(facts: &KernelFacts, options: &Options) -> Result<Loaded, Loa
     Err(LoadError::NoObjects("no way to load the programs is known"))
 }
 
-pub(crate) fn load_object(facts: &KernelFacts, options: &Options, btf: &AyaBtf, way: &ResetWay) -> Result<Ebpf, LoadError> {
+pub(crate) fn load_object(
+    facts: &KernelFacts,
+    options: &Options,
+    btf: &AyaBtf,
+    way: &ResetWay,
+) -> Result<Ebpf, LoadError> {
     let object = objects::OBJECTS
         .iter()
         .find(|(name, _)| *name == way.object)
@@ -249,8 +254,9 @@ fn attach(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, probe: &Probe) -> 
         .program_mut(probe.program)
         .ok_or_else(|| Refused::Failed(format!("the object has no program {}", probe.program)))?;
     let attached: Result<(), ProgramError> = match probe.hook {
-        Hook::BtfTracepoint(name) => <&mut BtfTracePoint>::try_from(program)
-            .and_then(|p| p.load(name, btf).and_then(|()| p.attach()).map(drop)),
+        Hook::BtfTracepoint(name) => {
+            <&mut BtfTracePoint>::try_from(program).and_then(|p| p.load(name, btf).and_then(|()| p.attach()).map(drop))
+        }
         Hook::RawTracepoint(name) => {
             <&mut RawTracePoint>::try_from(program).and_then(|p| p.load().and_then(|()| p.attach(name)).map(drop))
         }
@@ -279,7 +285,9 @@ fn attach(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, probe: &Probe) -> 
 fn sentence(probe: &Probe, error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         log::debug!("verifier log of {}: {verifier_log}", probe.program);
-        return format!("the kernel refused the program ({io_error}); `log_level = \"debug\"` shows the verifier's log");
+        return format!(
+            "the kernel refused the program ({io_error}); `log_level = \"debug\"` shows the verifier's log"
+        );
     }
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -155,8 +155,12 @@ fn add<const N: usize>(
 
 fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
     Some(match map {
-        Map::Array(m) | Map::PerCpuArray(m) | Map::HashMap(m) | Map::LruHashMap(m) | Map::RingBuf(m) => m.fd().as_fd(),
-        Map::SkStorage(m) => m.fd().as_fd(),
+        Map::Array(m)
+        | Map::PerCpuArray(m)
+        | Map::HashMap(m)
+        | Map::LruHashMap(m)
+        | Map::RingBuf(m)
+        | Map::SkStorage(m) => m.fd().as_fd(),
         _ => return None,
     })
 }

@@ -133,8 +133,18 @@ pub(crate) const BY_FENTRY: ResetWay = ResetWay {
             required: false,
             loses: RESETS,
         },
-        Probe { program: "tcp_v4_send_reset", hook: Hook::Fentry("tcp_v4_send_reset"), required: false, loses: PASSIVE },
-        Probe { program: "tcp_v6_send_reset", hook: Hook::Fentry("tcp_v6_send_reset"), required: false, loses: PASSIVE },
+        Probe {
+            program: "tcp_v4_send_reset",
+            hook: Hook::Fentry("tcp_v4_send_reset"),
+            required: false,
+            loses: PASSIVE,
+        },
+        Probe {
+            program: "tcp_v6_send_reset",
+            hook: Hook::Fentry("tcp_v6_send_reset"),
+            required: false,
+            loses: PASSIVE,
+        },
     ],
 };
 
@@ -148,8 +158,18 @@ pub(crate) const BY_KPROBE: ResetWay = ResetWay {
             required: false,
             loses: RESETS,
         },
-        Probe { program: "tcp_v4_send_reset", hook: Hook::Kprobe("tcp_v4_send_reset"), required: false, loses: PASSIVE },
-        Probe { program: "tcp_v6_send_reset", hook: Hook::Kprobe("tcp_v6_send_reset"), required: false, loses: PASSIVE },
+        Probe {
+            program: "tcp_v4_send_reset",
+            hook: Hook::Kprobe("tcp_v4_send_reset"),
+            required: false,
+            loses: PASSIVE,
+        },
+        Probe {
+            program: "tcp_v6_send_reset",
+            hook: Hook::Kprobe("tcp_v6_send_reset"),
+            required: false,
+            loses: PASSIVE,
+        },
     ],
 };
 

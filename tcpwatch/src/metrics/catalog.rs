@@ -3,7 +3,7 @@
 
 use tcpwatch_common::close::CloseCause;
 use tcpwatch_common::counters::{HANDSHAKE_UNIT_US, Loss, slot};
-use tcpwatch_common::hist::LOG2_BUCKETS;
+use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, rtt_lower};
 use tcpwatch_common::record::Kind;
 use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
@@ -14,6 +14,8 @@ use super::series as read;
 
 /// Groups that exist whatever services there are: `other` of each direction, and resets without any service.
 pub(crate) const FIXED_GROUPS: usize = slot::FIRST_FREE as usize;
+/// Services that can have series of their own, whatever the configuration says.
+pub(crate) const MOST_SERVICES: usize = slot::COUNT - FIXED_GROUPS;
 /// Most programs that the daemon may load.
 pub(crate) const MOST_PROGRAMS: usize = 24;
 /// Most probes that the table of probes may have: each program may have several ways to attach.
@@ -80,6 +82,8 @@ const STATE_NAMES_AND_OTHER: [&str; STATES.len() + 1] = {
 pub(crate) const DECODE_REASONS: [&str; 3] = ["too_short", "abi_mismatch", "unknown_kind"];
 /// How RTT samples are taken.
 pub(crate) const MODES: [&str; 2] = ["every-ack", "tick"];
+/// Quantiles of the round-trip time.
+pub(crate) const PERCENTILES: [&str; 3] = ["p50", "p90", "p99"];
 /// IP versions.
 pub(crate) const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 const PLACES: [&str; 7] = ["ring", "throttled", "storage", "map", "recursion", "decode", "table"];
@@ -115,10 +119,10 @@ const PROGRAM: Label = open("program", "the name of the kernel program", MOST_PR
 
 /// Finite edges of a histogram in powers of two.
 const LOG2_EDGES: usize = LOG2_BUCKETS - 1;
-/// Finite edges of the RTT histogram.
-pub(crate) const RTT_EDGES: usize = 20;
 /// The first edge of the RTT histogram, µs.
 pub(crate) const RTT_FIRST_US: u64 = 32;
+/// Finite edges of the RTT histogram. The last fine bucket has no upper edge, so none lies above its lower one.
+pub(crate) const RTT_EDGES: usize = (rtt_lower(RTT_BUCKETS - 1) / RTT_FIRST_US).ilog2() as usize + 1;
 
 /// `first`, then each edge twice the one before, divided by `per_unit`.
 const fn doubling<const N: usize>(first: u64, per_unit: f64) -> [f64; N] {
@@ -138,9 +142,9 @@ const WINDOW_SEGMENTS: [f64; LOG2_EDGES] = doubling(1, 1.0);
 
 const RTT: Buckets = Buckets {
     edges: &RTT_SECONDS,
-    reason: "Powers of two from 32 µs, below which even loopback rarely falls, to 16.8 s, beyond which connections \
-             time out. They are exact sums of the finer buckets that the kernel counts in, whose quantiles the API \
-             has. A sample exactly on an edge counts above it.",
+    reason: "Powers of two from 32 µs, below which even loopback rarely falls, to beyond what a connection survives. \
+             They are exact sums of the finer buckets that the kernel counts in, of which the API has quantiles. A \
+             sample exactly on an edge counts above it.",
 };
 const HANDSHAKE: Buckets =
     Buckets { edges: &HANDSHAKE_SECONDS, reason: "Powers of two from 32 µs to 8.4 s: the kernel counts in them." };
@@ -195,6 +199,14 @@ pub(crate) const CATALOG: &[Metric] = &[
         .by(&[GROUP, SERVICE])
         .note("As the kernel's TCP measures them; `tcpwatch_sampling_mode` tells how often.")
         .read(PATH, read::rtt),
+    Metric::gauge(
+        "tcpwatch_rtt_recent_seconds",
+        Unit::Seconds,
+        "Quantiles of the raw round-trip time samples of the last 30 to 60 seconds.",
+    )
+    .by(&[DIRECTION, closed("percentile", &PERCENTILES)])
+    .note("Within 3 %, from finer buckets than those of `tcpwatch_rtt_seconds`. Absent without samples.")
+    .read(PATH, read::rtt_recent),
     Metric::histogram(
         "tcpwatch_congestion_window_segments",
         Unit::Segments,
@@ -440,13 +452,13 @@ mod tests {
             assert!(buckets.edges[0] > 0.0 && buckets.reason.ends_with('.'));
         }
         assert_eq!(RTT_SECONDS.first(), Some(&0.000_032));
-        assert_eq!(RTT_SECONDS.last(), Some(&16.777_216));
+        assert!(RTT_SECONDS.last() > Some(&8.0) && (18..24).contains(&RTT_EDGES));
     }
 
     #[test]
     fn a_host_has_at_most_6000_series() {
         assert!(bound(16) <= 6000, "{}", bound(16));
-        // Nobody can ask for more: every slot admitted.
-        assert!(bound(slot::COUNT - FIXED_GROUPS) <= 6000, "{}", bound(slot::COUNT - FIXED_GROUPS));
+        // Nobody can configure more: every slot has a label.
+        assert!(bound(MOST_SERVICES) <= 6000, "{}", bound(MOST_SERVICES));
     }
 }

@@ -7,35 +7,32 @@ use crate::config::Config;
 /// The page.
 pub(crate) fn page() -> String {
     let services = Config::default().services as usize;
-    let mut text = format!(
+    let for_host: usize = CATALOG.iter().map(|metric| metric.bound(0)).sum();
+    let for_group: usize = CATALOG.iter().map(|metric| metric.bound(1) - metric.bound(0)).sum();
+    let mut parts = vec![format!(
         "# Metrics\n\n\
          <!-- Written by `tcpwatch docs metrics` from tcpwatch/src/metrics/catalog.rs; do not edit. -->\n\n\
          What `/metrics` shows. A host has at most {} series with the default of {services} services, computed from \
-         this list: {} for the host and {} for each service and the {FIXED_GROUPS} groups that always exist.\n\n\
+         this list: {for_host} for the host, and {for_group} for each service and each of the {FIXED_GROUPS} groups that \
+         always exist.\n\n\
          Counters count from the start of the daemon and never go back while it runs. Counters by cause begin at 0 as \
-         soon as their group exists, so that `increase()` sees the first burst. A service gets series of its own when it \
-         has been busy for a while, up to the setting `services`; the others share `service=\"other\"`.\n",
+         soon as their group exists, so that `increase()` sees the first burst. A port that listens \
+         here is a service, and so is a remote port once traffic to it lasts. The first that count something get series \
+         of their own, up to the setting `services`, and keep them; the others share `service=\"other\"`.\n",
         bound(services),
-        CATALOG.iter().map(|metric| metric.bound(0)).sum::<usize>(),
-        CATALOG.iter().map(|metric| metric.bound(1) - metric.bound(0)).sum::<usize>(),
-    );
+    )];
     let mut area = "";
     for metric in CATALOG {
         if metric.area != area {
             area = metric.area;
-            text.push_str(&format!("\n## {area}\n"));
+            parts.push(format!("\n## {area}\n"));
         }
-        text.push_str(&section(metric));
+        parts.extend(section(metric));
     }
-    text
+    parts.concat()
 }
 
-fn section(metric: &Metric) -> String {
-    let mut text = format!("\n### `{}`\n\n{}", metric.name, metric.help);
-    if !metric.note.is_empty() {
-        text.push(' ');
-        text.push_str(metric.note);
-    }
+fn section(metric: &Metric) -> Vec<String> {
     let kind = match metric.kind {
         Type::Counter => "Counter",
         Type::Gauge => "Gauge",
@@ -49,13 +46,17 @@ fn section(metric: &Metric) -> String {
         Unit::Flag => ", 1 or 0",
         Unit::Info => ", always 1",
     };
-    text.push_str(&format!("\n\n- {kind}{unit}; since {}\n", metric.since));
-    metric.labels.iter().for_each(|label| text.push_str(&label_line(label)));
+    let space = if metric.note.is_empty() { "" } else { " " };
+    let mut parts = vec![
+        format!("\n### `{}`\n\n{}{space}{}\n\n", metric.name, metric.help, metric.note),
+        format!("- {kind}{unit}; since {}\n", metric.since),
+    ];
+    parts.extend(metric.labels.iter().map(label_line));
     if let Some(buckets) = metric.buckets {
         let edges: Vec<_> = buckets.edges.iter().map(ToString::to_string).collect();
-        text.push_str(&format!("- buckets: {}\n- {}\n", edges.join(", "), buckets.reason));
+        parts.push(format!("- buckets: {}\n- {}\n", edges.join(", "), buckets.reason));
     }
-    text
+    parts
 }
 
 fn label_line(label: &Label) -> String {

@@ -11,4 +11,5 @@ mod process;
 pub(crate) mod sample;
 mod series;
 
-pub(crate) use export::{CONTENT_TYPE, Exporter, MetricsError};
+pub(crate) use catalog::MOST_SERVICES;
+pub(crate) use export::{CONTENT_TYPE, Exporter};

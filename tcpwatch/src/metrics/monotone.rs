@@ -95,7 +95,9 @@ struct Step {
 
 impl Step {
     fn settle(&mut self, key: Key, words: &mut [u64]) {
-        words.iter_mut().for_each(|word| *word = counted(*word));
+        for word in words.iter_mut() {
+            *word = counted(*word);
+        }
         if let Some(before) = self.before.remove(&key) {
             words.iter_mut().zip(before).for_each(|(word, before)| *word = before.max(*word));
         }
@@ -187,7 +189,7 @@ mod tests {
                 let now = monotone.settle(&snapshot).snapshot;
                 let now = [now.groups[0].words[SENT], now.own.losses[0], now.own.table.evicted];
                 prop_assert!(now.iter().zip(last).all(|(now, last)| *now >= last), "{last:?} then {now:?}");
-                prop_assert!(now[0] >= small && now[1] <= i64::MAX as u64);
+                prop_assert!(now[0] >= small && i64::try_from(now[1]).is_ok());
                 last = now;
             }
         }

@@ -8,7 +8,7 @@ use tcpwatch_common::state::{Direction, STATES, TcpState};
 
 use super::catalog::{DECODE_REASONS, MOST_PROGRAMS};
 use crate::aggregate::snapshot::{
-    Facts, GroupTotals, ProbeState, ProbeStatus, ProgramStats, SelfStats, Service, Snapshot, TableStats,
+    Facts, GroupTotals, ProbeState, ProbeStatus, ProgramStats, RttQuantiles, SelfStats, Service, Snapshot, TableStats,
 };
 
 fn totals(direction: Direction, service: Service) -> GroupTotals {
@@ -24,6 +24,7 @@ pub(crate) fn empty() -> Snapshot {
         ktime_ns: 1_000_000_000,
         facts: Arc::new(Facts::default()),
         groups,
+        rtt: Vec::new(),
         states: [0; STATES],
         reasons: vec![0; reason::WORDS],
         own: SelfStats::default(),
@@ -46,6 +47,13 @@ pub(crate) fn full(services: u16) -> Snapshot {
         (1..).zip(&mut totals.words).for_each(|(j, word)| *word = 1000 * i + j);
         (1..).zip(&mut totals.dist).for_each(|(j, word)| *word = if counted { 10 * i + j } else { 0 });
     }
+    snapshot.rtt.extend(Direction::ALL.map(|direction| RttQuantiles {
+        direction,
+        samples: 100,
+        p50_seconds: 0.001,
+        p90_seconds: 0.0025,
+        p99_seconds: 0.125,
+    }));
     (0..).zip(&mut snapshot.states).for_each(|(i, count)| *count = 10 + i);
     snapshot.states[TcpState::LastAck as usize] = 0_u64.wrapping_sub(1);
     for origin in ResetOrigin::ALL {
@@ -91,7 +99,6 @@ fn facts() -> Facts {
             probe("tcp_probe", "tp_btf", ProbeState::Attached),
             probe("tcp_send_reset", "tp_btf", ProbeState::Unsupported("no reason".to_owned())),
             probe("tcp_v4_send_reset", "fentry", ProbeState::Broken("EPERM".to_owned())),
-            probe("tcp_v6_send_reset", "kprobe", ProbeState::NotNeeded("fentry".to_owned())),
         ],
     }
 }

@@ -13,7 +13,7 @@ use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::state::STATES;
 
-use super::catalog::{self, DECODE_REASONS, MODES, RTT_EDGES, RTT_FIRST_US};
+use super::catalog::{self, DECODE_REASONS, MODES, PERCENTILES, RTT_EDGES, RTT_FIRST_US};
 use super::model::{Buckets, Metric};
 use super::monotone::Settled;
 use super::process::Process;
@@ -212,6 +212,15 @@ fn rtt_below(fine: &[u64]) -> impl Iterator<Item = u64> {
     })
 }
 
+pub(super) fn rtt_recent(view: &View<'_>, out: &mut Series) {
+    for recent in view.snapshot().iter().flat_map(|snapshot| &snapshot.rtt) {
+        let values = [recent.p50_seconds, recent.p90_seconds, recent.p99_seconds];
+        for (percentile, value) in PERCENTILES.into_iter().zip(values) {
+            out.value(&[recent.direction.name(), percentile], value);
+        }
+    }
+}
+
 pub(super) fn sent_bytes(view: &View<'_>, out: &mut Series) {
     per_group(view, out, group::SENT_BYTES);
 }
@@ -329,7 +338,9 @@ pub(super) fn program_time(view: &View<'_>, out: &mut Series) {
 
 pub(super) fn sampling_mode(view: &View<'_>, out: &mut Series) {
     let Some(snapshot) = view.snapshot() else { return };
-    MODES.into_iter().for_each(|mode| out.flag(&[mode], mode == snapshot.facts.sampling_mode));
+    for mode in MODES {
+        out.flag(&[mode], mode == snapshot.facts.sampling_mode);
+    }
 }
 
 pub(super) fn probes(view: &View<'_>, out: &mut Series) {
@@ -337,7 +348,6 @@ pub(super) fn probes(view: &View<'_>, out: &mut Series) {
         let attached = match probe.state {
             ProbeState::Attached => true,
             ProbeState::Unsupported(_) | ProbeState::Broken(_) => false,
-            ProbeState::NotNeeded(_) => continue,
         };
         out.flag(&[&probe.probe, probe.hook], attached);
     }
@@ -443,7 +453,9 @@ mod tests {
         #[test]
         fn rtt_edges_split_the_samples_exactly(samples in proptest::collection::vec(0_u32..40_000_000, 0..200)) {
             let mut fine = [0; RTT_BUCKETS];
-            samples.iter().for_each(|&us| fine[rtt_bucket(us) as usize] += 1);
+            for &us in &samples {
+                fine[rtt_bucket(us) as usize] += 1;
+            }
             for (i, below) in rtt_below(&fine).enumerate() {
                 let expected = samples.iter().filter(|&&us| u64::from(us) < RTT_FIRST_US << i).count() as u64;
                 prop_assert_eq!(below, expected, "below {} µs", RTT_FIRST_US << i);
@@ -454,7 +466,9 @@ mod tests {
         fn powers_of_two_count_what_is_at_most_the_edge(samples in proptest::collection::vec(0_u32..600_000, 0..200)) {
             let metric = catalog::CATALOG.iter().find(|m| m.name == "tcpwatch_congestion_window_segments").unwrap();
             let mut counts = [0; LOG2_BUCKETS];
-            samples.iter().for_each(|&v| counts[log2_bucket(v) as usize] += 1);
+            for &v in &samples {
+                counts[log2_bucket(v) as usize] += 1;
+            }
             let mut series = Series::of(metric);
             series.log2_histogram(&["inbound"], Some(&counts), 1.5);
             let metrics = series.into_inner();

@@ -1,10 +1,11 @@
 //! The live source: takes records out of the ring buffer in batches, and says how full it was.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use aya::maps::{MapData, RingBuf};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::sys;
 
 /// Records taken in one go before the daemon looks at its other work.
 const BATCH: usize = 4096;
@@ -24,6 +25,12 @@ impl AsRawFd for Ring {
     }
 }
 
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// What one batch was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Batch {
@@ -38,7 +45,7 @@ pub(crate) struct Batch {
 impl RingSource {
     /// Waits on the map's descriptor; to be called within a tokio runtime.
     pub(crate) fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
-        Ok(Self { ring: AsyncFd::with_interest(Ring(ring), Interest::READABLE)? })
+        Ok(Self { ring: sys::readable(Ring(ring))? })
     }
 
     /// Waits for records and hands up to [`BATCH`] of them to `each`.

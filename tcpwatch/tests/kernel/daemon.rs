@@ -170,27 +170,6 @@ impl Metrics {
     pub(crate) fn has(&self, metric: &str) -> bool {
         self.0.keys().any(|series| series.split('{').next() == Some(metric))
     }
-
-    /// The value below which the share `q` of a histogram's samples lies, interpolated within its bucket.
-    pub(crate) fn quantile(&self, metric: &str, q: f64) -> f64 {
-        let mut buckets: BTreeMap<u64, f64> = BTreeMap::new();
-        for (series, count) in &self.0 {
-            let Some(rest) = series.strip_prefix(&format!("{metric}_bucket{{")) else { continue };
-            let Some((_, le)) = rest.rsplit_once("le=\"") else { continue };
-            let Ok(le) = le.trim_end_matches("\"}").parse::<f64>() else { continue };
-            *buckets.entry(le.to_bits()).or_default() += count;
-        }
-        let total = buckets.values().copied().fold(0.0, f64::max);
-        let (mut low, mut below) = (0.0, 0.0);
-        for (le, count) in buckets {
-            let le = f64::from_bits(le);
-            if count >= q * total && count > below {
-                return low + (le - low) * (q * total - below) / (count - below);
-            }
-            (low, below) = (le, count);
-        }
-        f64::NAN
-    }
 }
 
 impl std::fmt::Display for Metrics {

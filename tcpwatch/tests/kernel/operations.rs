@@ -131,7 +131,9 @@ fn doctor() -> Result<()> {
         let found = probes.iter().find(|p| p["probe"] == wanted).with_context(|| wanted.to_owned())?;
         ensure!(found["state"] == "attached", "{found}");
     }
-    ensure!(probes.iter().any(|p| p["probe"].as_str().is_some_and(|n| n.contains("send_")) && p["state"] == "attached"));
+    ensure!(
+        probes.iter().any(|p| p["probe"].as_str().is_some_and(|n| n.contains("send_")) && p["state"] == "attached")
+    );
     ensure!(report["kernel"].as_str() == Some(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()));
     Ok(())
 }
