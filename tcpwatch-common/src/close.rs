@@ -63,7 +63,7 @@ pub mod flag {
 const ECONNABORTED: i32 = 103;
 /// `ECONNRESET`: what `tcp_reset` leaves in `sk_err`.
 const ECONNRESET: i32 = 104;
-/// `EPIPE`: what `tcp_reset` leaves in CLOSE_WAIT, and a failed send after shutdown.
+/// `EPIPE`: what `tcp_reset` leaves in CLOSE_WAIT.
 const EPIPE: i32 = 32;
 
 /// The flag to remember when a connection leaves `old` for `new`; 0 when that move says nothing of who closed first.
@@ -91,10 +91,11 @@ pub const fn cause(flags: u8, old: u8, sk_err: i32) -> CloseCause {
     if flags & flag::COUNTED == 0 && (old == TcpState::SynSent as u8 || old == TcpState::SynRecv as u8) {
         return CloseCause::FailedOpen;
     }
-    if flags & flag::RST_RECEIVED != 0 {
+    // Without our state there is no flag, but tcp_reset has left its error before the socket closes.
+    if flags & flag::RST_RECEIVED != 0 || sk_err == ECONNRESET || sk_err == EPIPE {
         return CloseCause::ResetReceived;
     }
-    if sk_err != 0 && sk_err != ECONNABORTED && sk_err != ECONNRESET && sk_err != EPIPE {
+    if sk_err != 0 && sk_err != ECONNABORTED {
         return CloseCause::Timeout;
     }
     // The only states from which FINs alone lead to CLOSE; FIN_WAIT2 goes there when TIME_WAIT becomes a minisock.
@@ -134,6 +135,7 @@ mod tests {
             (C, Established, 103, ResetSent, "ss -K"),
             (C | flag::RST_RECEIVED, Established, 104, ResetReceived, "RST"),
             (C | flag::RST_RECEIVED | flag::FIN_REMOTE, CloseWait, 32, ResetReceived, "RST in CLOSE_WAIT"),
+            (C, Established, 104, ResetReceived, "RST, for a socket without state"),
             (C, Established, 110, Timeout, "retransmissions never answered"),
             (C, Established, 113, Timeout, "no route to host, remembered as the soft error"),
             (C | flag::FIN_LOCAL, FinWait1, 110, Timeout, "orphan given up"),

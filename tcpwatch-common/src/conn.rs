@@ -36,8 +36,9 @@ impl ConnKey {
 wire! {
     /// The value of the socket storage: what tcp_probe needs on every segment comes first, in one cache line.
     ///
-    /// With the 72 bytes of the storage header it fits into a slab of 512 bytes. The programs that write it hold the
-    /// socket's lock, apart from the reset programs, which do not write it.
+    /// With the 72 bytes of the storage header it fits into a slab of 512 bytes. The programs that write it hold
+    /// the socket's lock, apart from the reset programs, which do not write it, and the iterators, which write the owner
+    /// and, atomically, what was flushed.
     pub struct Conn {
         /// Jiffy from which tcp_probe may emit the next record.
         pub next_emit: u64,
@@ -73,8 +74,13 @@ wire! {
         pub flushed_sent: u64,
         /// Payload bytes received already in the group's counter, or not ours.
         pub flushed_received: u64,
-        /// `data_segs_out` already in the group's counter, or not ours.
-        pub flushed_segments: u32,
+        /// `data_segs_out` already in the group's counter, or not ours; wide, so that it can be exchanged atomically.
+        pub flushed_segments: u64,
+        /// Non-zero once somebody takes the baseline of a connection that is older than we: the iterators and tcp_probe
+        /// may see it first at the same time.
+        pub claimed: u64,
+        /// `segs_in + segs_out` at the last record: what did not change since has nothing new to tell.
+        pub told_segments: u32,
         /// `dsack_dups` already in the group's counter, or not ours.
         pub flushed_dsacks: u32,
         /// `total_retrans` already attributed to a cause, or not ours.
@@ -135,6 +141,8 @@ impl Conn {
         flushed_sent: 0,
         flushed_received: 0,
         flushed_segments: 0,
+        claimed: 0,
+        told_segments: 0,
         flushed_dsacks: 0,
         retrans_seen: 0,
         retrans: [0; 6],

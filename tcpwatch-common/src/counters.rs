@@ -166,10 +166,12 @@ losses! {
     StorageState = 11, "storage", "inet_sock_set_state";
     /// The kernel refused memory for the state of a socket.
     StorageRetransmit = 12, "storage", "tcp_retransmit_skb";
+    /// The kernel refused memory for the state of a socket.
+    StorageIterator = 13, "storage", "adopt";
     /// The table of listeners is full.
-    MapListener = 13, "map", "inet_sock_set_state";
+    MapListener = 14, "map", "inet_sock_set_state";
     /// The table that ties a reset to its close refused an entry.
-    MapClosing = 14, "map", "inet_sock_set_state";
+    MapClosing = 15, "map", "inet_sock_set_state";
 }
 
 const _: () = {
@@ -185,6 +187,16 @@ const _: () = {
 pub const GAUGE_WORDS: usize = 16;
 
 const _: () = assert!(STATES <= GAUGE_WORDS);
+
+/// Words of the map of settings that the daemon changes while the programs run.
+pub mod setting {
+    /// Interval of periodic records, jiffies.
+    pub const SAMPLE_JIFFIES: u32 = 0;
+    /// What the adopting iterators look at: 0 listeners, 1 connections. Directions need the listeners first.
+    pub const ADOPT: u32 = 1;
+    /// Words in all.
+    pub const COUNT: u32 = 2;
+}
 
 /// Programs that emit records under a limit of their own; the index into the map of token buckets.
 pub mod bucket {

@@ -81,6 +81,8 @@ layout! {
     sk_shutdown: required "sock" "sk_shutdown" 1;
     sk_uid: optional "sock" "sk_uid" 4;
     sk_lingertime: required "sock" "sk_lingertime" 8;
+    sk_ack_backlog: optional "sock" "sk_ack_backlog" 4;
+    sk_drops: optional "sock" "sk_drops" 4;
     sk_max_ack_backlog: optional "sock" "sk_max_ack_backlog" 4;
     inet_sport: required "inet_sock" "inet_sport" 2;
     icsk_ca_state: required "inet_connection_sock" "icsk_ca_state" 1;
@@ -117,6 +119,9 @@ layout! {
     delivered: required "tcp_sock" "delivered" 4;
     mss_cache: optional "tcp_sock" "mss_cache" 4;
     netns_inum: required "net" "ns.inum" 4;
+    socket_sk: optional "socket" "sk" 8;
+    task_tgid: optional "task_struct" "tgid" 4;
+    task_comm: optional "task_struct" "comm" 16;
     skb_cb: required "sk_buff" "cb" 48;
     skb_head: required "sk_buff" "head" 8;
     skb_network_header: required "sk_buff" "network_header" 2;

@@ -260,7 +260,7 @@ wire! {
 }
 
 wire! {
-    /// A listener began or ended.
+    /// A listener began or ended, or its periodic reading.
     pub struct ListenerRecord {
         /// Kind, length, time.
         pub header: Header,
@@ -270,9 +270,13 @@ wire! {
         pub key: ConnKey,
         /// Limit of its accept queue.
         pub backlog: u32,
+        /// Connections that wait in its accept queue.
+        pub queue: u32,
+        /// Segments it dropped, `sk_drops`.
+        pub drops: u32,
         /// 1: it listens now; 0: it ended.
         pub up: u32,
-        /// Process that did it.
+        /// Process that did it, or that holds it; 0 when it is not known.
         pub pid: u32,
     }
 }
@@ -359,7 +363,7 @@ mod tests {
                 core::mem::offset_of!(ConnRecord, sketch),
                 core::mem::offset_of!(ResetRecord, reason),
             ],
-            [16, 496, 104, 96, 80, 80, 336, 72]
+            [16, 496, 104, 96, 88, 80, 336, 72]
         );
     }
 

@@ -1,4 +1,4 @@
-//! Adding to a word that another program may be adding to on the same CPU.
+//! Changing a word that another program, or another CPU, may be changing.
 //!
 //! TCP's backlog runs in process context with softirqs enabled, so one of our programs can interrupt another between
 //! its load and its store. A word that only one program writes needs no care: the kernel never nests a program in itself.
@@ -22,4 +22,27 @@ pub unsafe fn atomic_add(word: *mut u64, n: u64) {
 pub unsafe fn atomic_add(word: *mut u64, n: u64) {
     // SAFETY: as the caller vouches; the host never runs these programs.
     unsafe { *word = (*word).wrapping_add(n) }
+}
+
+/// Puts `new` into `*word` and returns what was there.
+///
+/// # Safety
+/// `word` points into a map value and is aligned.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+pub unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
+    let mut value = new;
+    // SAFETY: one BPF_XCHG on memory that the caller vouches for.
+    unsafe { core::arch::asm!("{1} = xchg_64({0} + 0, {1})", in(reg) word, inout(reg) value, options(nostack)) }
+    value
+}
+
+/// Puts `new` into `*word` and returns what was there.
+///
+/// # Safety
+/// `word` points into a map value and is aligned.
+#[cfg(not(target_arch = "bpf"))]
+pub unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
+    // SAFETY: as the caller vouches; the host never runs these programs.
+    unsafe { core::ptr::replace(word, new) }
 }

@@ -4,14 +4,14 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use core::mem::MaybeUninit;
 use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::{Conn, ConnKey};
-use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, slot};
+use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, setting, slot};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, rtt_bucket, sketch_bucket};
 use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind};
 use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::rtt::raw_sample;
-use tcpwatch_common::state::{TcpState, ca_state};
+use tcpwatch_common::state::{Direction, TcpState, ca_state};
 
-use crate::add::atomic_add;
+use crate::add::{atomic_add, exchange};
 use crate::config::{DETAIL_PER_SECOND, HZ, frozen};
 use crate::maps::{DISTS, EVENTS, GAUGES, GROUPS, LOSSES, SERVICES, SETTINGS, TOKENS, Tokens};
 use crate::sock::{TcpSock, jiffies};
@@ -55,7 +55,7 @@ pub fn lost(loss: Loss) {
 
 /// The slot of a service, or that of all others in its direction.
 #[inline(always)]
-pub fn service_slot(direction: tcpwatch_common::state::Direction, port: u16) -> u32 {
+pub fn service_slot(direction: Direction, port: u16) -> u32 {
     let key = tcpwatch_common::counters::service_key(direction, port);
     // SAFETY: the value is copied at once.
     match unsafe { SERVICES.get(key) } {
@@ -199,26 +199,35 @@ fn bump<const OWNED: bool>(words: *mut u64, word: usize, n: u64) {
     }
 }
 
-/// Adds to the group what the connection has moved since it was last added.
+/// Adds to the group what the connection has moved since it was last added. Whoever comes first takes a difference:
+/// the sum of all is right even when an iterator and tcp_probe do this at once.
+#[inline(always)]
+pub fn flush_traffic(sock: TcpSock, conn: &mut Conn) {
+    // tcp_disconnect clears the totals of a socket that is closed; all of it was flushed at the close.
+    if conn.flags & flag::CLOSED != 0 {
+        return;
+    }
+    let Some(group) = Group::of(conn.slot) else { return };
+    let move_over = |flushed: &mut u64, total: u64, word: usize| {
+        // SAFETY: a field of a map value.
+        let before = unsafe { exchange(flushed, total) };
+        group.add(word, total.wrapping_sub(before));
+    };
+    move_over(&mut conn.flushed_sent, sock.bytes_sent(), group::SENT_BYTES);
+    move_over(&mut conn.flushed_received, sock.payload_received(), group::RECEIVED_BYTES);
+    move_over(&mut conn.flushed_segments, u64::from(sock.data_segs_out()), group::SENT_SEGMENTS);
+}
+
+/// The same, and what only a program that holds the socket's lock may settle: retransmissions and duplicates.
 #[inline(always)]
 pub fn flush(sock: TcpSock, conn: &mut Conn) {
-    let (sent, received, segments) = (sock.bytes_sent(), sock.payload_received(), sock.data_segs_out());
-    let dsacks = sock.dsack_dups();
-    // tcp_disconnect clears the totals: what went down has begun anew, and is not a wrapped difference.
-    if sent < conn.flushed_sent || received < conn.flushed_received {
-        conn.flushed_sent = 0;
-        conn.flushed_received = 0;
-        conn.flushed_segments = 0;
-        conn.flushed_dsacks = 0;
+    if conn.flags & flag::CLOSED != 0 {
+        return;
     }
+    flush_traffic(sock, conn);
+    let dsacks = sock.dsack_dups();
     let retransmitted = unattributed(sock, conn);
     let Some(group) = Group::of(conn.slot) else { return };
-    group.add(group::SENT_BYTES, sent - conn.flushed_sent);
-    group.add(group::RECEIVED_BYTES, received - conn.flushed_received);
-    group.add(group::SENT_SEGMENTS, u64::from(segments.wrapping_sub(conn.flushed_segments)));
-    conn.flushed_sent = sent;
-    conn.flushed_received = received;
-    conn.flushed_segments = segments;
     if retransmitted != 0 {
         let cause = match sock.ca_state() {
             ca_state::RECOVERY => RetransmitCause::Fast,
@@ -261,27 +270,31 @@ pub fn attribute(conn: &mut Conn, group: &Group, cause: RetransmitCause, segment
 }
 
 /// Sets up the state of a connection that is older than our sight of it: what it has counted so far is not ours.
+/// False when somebody else is doing so.
 #[inline(always)]
-pub fn adopt(sock: TcpSock, conn: &mut Conn, direction: tcpwatch_common::state::Direction) {
-    let port = match direction {
-        tcpwatch_common::state::Direction::Inbound => sock.local_port(),
-        _ => sock.remote_port(),
-    };
+pub fn adopt(sock: TcpSock, conn: &mut Conn, direction: Direction) -> bool {
+    // SAFETY: a field of a map value.
+    if unsafe { exchange(&raw mut conn.claimed, 1) } != 0 {
+        return false;
+    }
+    let port = if matches!(direction, Direction::Inbound) { sock.local_port() } else { sock.remote_port() };
     begin(sock, conn, direction, service_slot(direction, port));
     conn.flags = flag::PARTIAL | flag::COUNTED;
     conn.flushed_sent = sock.bytes_sent();
     conn.flushed_received = sock.payload_received();
-    conn.flushed_segments = sock.data_segs_out();
+    conn.flushed_segments = u64::from(sock.data_segs_out());
     conn.flushed_dsacks = sock.dsack_dups();
     conn.retrans_seen = sock.total_retrans();
     // Whether the last sample was of a retransmitted segment is not known.
     conn.rtt_guard = 1;
     count(conn.slot, group::ADOPTED, 1);
+    true
 }
 
 /// The fields that every fresh state begins with.
 #[inline(always)]
-pub fn begin(sock: TcpSock, conn: &mut Conn, direction: tcpwatch_common::state::Direction, slot: u32) {
+pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction, slot: u32) {
+    conn.claimed = 1;
     conn.direction = direction as u8;
     conn.slot = slot;
     conn.started_ns = now_ns();
@@ -309,6 +322,7 @@ pub struct Moment {
 /// Emits everything known of a connection.
 #[inline(always)]
 pub fn connection(sock: TcpSock, conn: &mut Conn, moment: &Moment) {
+    conn.told_segments = activity(sock);
     record::<ConnRecord>(moment.loss, |place| {
         // SAFETY: `place` is a reserved record; every field is written, none is read.
         unsafe { write_connection(place, sock, conn, moment) }
@@ -317,14 +331,22 @@ pub fn connection(sock: TcpSock, conn: &mut Conn, moment: &Moment) {
     conn.cwnd_max = 0;
 }
 
-/// # Safety
-/// `r` points to a reserved record.
+/// What grows with everything that a connection sends or receives.
 #[inline(always)]
-unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, moment: &Moment) {
+pub fn activity(sock: TcpSock) -> u32 {
+    sock.segs_in().wrapping_add(sock.segs_out())
+}
+
+/// Writes everything known of a connection.
+///
+/// # Safety
+/// `r` points to memory for a record.
+#[inline(always)]
+pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, moment: &Moment) {
     // Field by field: a whole record would not fit the stack.
     macro_rules! set {
         ($($field:ident: $value:expr;)+) => {
-            // SAFETY: a field of the reserved record.
+            // SAFETY: a field of the record.
             unsafe { $((&raw mut (*r).$field).write($value);)+ }
         };
     }
@@ -398,7 +420,7 @@ unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, momen
 /// The jiffy from which the next periodic record may be made.
 #[inline(always)]
 pub fn next_sample(now: u64) -> u64 {
-    match SETTINGS.get(0) {
+    match SETTINGS.get(setting::SAMPLE_JIFFIES) {
         Some(&interval) => now + interval,
         None => now + u64::from(frozen(&HZ)),
     }

@@ -5,7 +5,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use tcpwatch_common::conn::Conn;
 use tcpwatch_common::counters::{self, DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, reason, slot};
-use tcpwatch_common::record::ResetRecord;
+use tcpwatch_common::record::{ConnRecord, ResetRecord};
 
 /// State per socket: made when it is first seen, freed by the kernel with the socket.
 #[btf_map]
@@ -79,9 +79,9 @@ pub struct Tokens {
 #[map]
 pub static TOKENS: PerCpuArray<Tokens> = PerCpuArray::with_max_entries(counters::bucket::COUNT, 0);
 
-/// What the daemon changes while the programs run: word 0 is the sample interval in jiffies.
+/// What the daemon changes while the programs run, by `counters::setting`.
 #[map]
-pub static SETTINGS: Array<u64> = Array::with_max_entries(1, 0);
+pub static SETTINGS: Array<u64> = Array::with_max_entries(counters::setting::COUNT, 0);
 
 /// Who was looked at in this jiffy: tick mode only.
 #[repr(C)]
@@ -103,3 +103,7 @@ pub static ADMITTED: PerCpuArray<Admitted> = PerCpuArray::with_max_entries(ADMIT
 /// Where the reset programs build their record: one value a program and CPU.
 #[map]
 pub static RESET_SCRATCH: PerCpuArray<ResetRecord> = PerCpuArray::with_max_entries(3, 0);
+
+/// Where the iterators build their record: they run one after the other.
+#[map]
+pub static ITERATOR_SCRATCH: PerCpuArray<ConnRecord> = PerCpuArray::with_max_entries(1, 0);

@@ -62,6 +62,8 @@ impl TcpSock {
         sk_err: i32;
         sk_shutdown: u8;
         sk_uid: u32;
+        sk_ack_backlog: u32;
+        sk_drops: u32;
         sk_max_ack_backlog: u32;
         icsk_retransmits: u8;
         icsk_pending: u8;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::aggregate::services::{Grant, Services};
-use crate::aggregate::snapshot::{Facts, ProbeState, Snapshot};
+use crate::aggregate::snapshot::{Facts, NamespaceStats, ProbeState, Snapshot};
 use crate::aggregate::table::ConnTable;
 use crate::aggregate::{Aggregator, Reading};
 use crate::config::{Config, Sampling};
@@ -22,15 +22,13 @@ use crate::instance::{Instance, InstanceError};
 use crate::kernel::facts::{FactsError, KernelFacts};
 use crate::kernel::load::{self, LoadError, Loaded};
 use crate::kernel::maps::{Maps, MapsError};
-use crate::kernel::stats;
-use crate::source::listeners;
+use crate::kernel::{iterate, stats};
 use crate::source::ringbuf::{Batch, RingSource};
+use crate::source::{listeners, namespaces};
 use crate::{cli, sys};
 
 /// How often a snapshot is published.
 const TICK: Duration = Duration::from_secs(1);
-/// The own network namespace.
-const OWN_NETNS: &str = "/proc/self/ns/net";
 
 /// Why the daemon ends.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +137,7 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
             }
             _ = tick.tick() => {
                 daemon.govern()?;
+                daemon.walk();
                 daemon.publish(&publish)?;
             }
             Some(refresh) = asked.recv() => {
@@ -189,6 +188,8 @@ struct Daemon {
     _log: Option<tokio::task::JoinHandle<()>>,
     facts: Arc<Facts>,
     governor: Governor,
+    walker: Walker,
+    surroundings: Surroundings,
     hz: u32,
     ring_used: u64,
 }
@@ -215,10 +216,25 @@ impl Daemon {
                 sys::monotonic_ns(),
             ),
         };
-        seed_listeners(&mut inbox, &mut maps)?;
+        for grant in inbox.grants.drain(..) {
+            maps.set_service(grant.key, grant.slot)?;
+        }
+        adopt(&mut inbox, &mut maps, &mut ebpf, config)?;
         let log = if config.kernel_log { follow_kernel_log(&mut ebpf) } else { None };
         let governor = Governor::new(config.sample_interval, config.records_per_second);
-        let mut daemon = Self { source, inbox, maps, ebpf, _log: log, facts, governor, hz: kernel.hz, ring_used: 0 };
+        let mut daemon = Self {
+            source,
+            inbox,
+            maps,
+            ebpf,
+            _log: log,
+            facts,
+            governor,
+            walker: Walker { next_ns: 0, works: true },
+            surroundings: Surroundings::new(config, options(config)?.netns),
+            hz: kernel.hz,
+            ring_used: 0,
+        };
         daemon.apply_grants()?;
         daemon.apply_interval()?;
         Ok(daemon)
@@ -262,6 +278,11 @@ impl Daemon {
         Ok(())
     }
 
+    fn walk(&mut self) {
+        self.walker.walk(&mut self.inbox, &self.ebpf, self.governor.interval);
+        self.surroundings.look();
+    }
+
     /// Takes what waits in the ring, reads the counters, and publishes what they add up to.
     fn publish(&mut self, publish: &watch::Sender<Option<Arc<Snapshot>>>) -> Result<(), DaemonError> {
         let batch = self.source.take_ready(|record| self.inbox.take(record));
@@ -274,6 +295,7 @@ impl Daemon {
             ring_used_bytes: std::mem::take(&mut self.ring_used),
             map_bytes: self.maps.map_bytes,
             sample_interval_seconds: self.governor.interval.as_secs_f64(),
+            namespaces: self.surroundings.stats.clone(),
         };
         let snapshot = self.inbox.aggregator.snapshot(&counters, reading);
         publish.send_replace(Some(Arc::new(snapshot)));
@@ -281,9 +303,36 @@ impl Daemon {
     }
 }
 
-/// Ports of the own network namespace that something listens on already.
+/// What was there before the daemon: listeners first, because directions and services depend on them.
+fn adopt(inbox: &mut Inbox, maps: &mut Maps, ebpf: &mut aya::Ebpf, config: &Config) -> Result<(), DaemonError> {
+    let namespaces = namespaces::find(&config.netns);
+    let mut walked = false;
+    for connections in [false, true] {
+        maps.adopt_connections(connections)?;
+        let files = iterate::files(ebpf);
+        let passes = namespaces.values().map(|path| (path.display().to_string(), iterate::sockets(ebpf, path)));
+        for (where_, output) in std::iter::once(("all processes".to_owned(), files)).chain(passes) {
+            match output {
+                Ok(output) => {
+                    walked = true;
+                    iterate::records(&output).for_each(|record| inbox.take(record));
+                }
+                // Its last process may have ended meanwhile, and with it the namespace.
+                Err(error) => {
+                    log::debug!("sockets of {where_} that are older than tcpwatch are not known yet: {error}")
+                }
+            }
+        }
+        for grant in inbox.grants.drain(..) {
+            maps.set_service(grant.key, grant.slot)?;
+        }
+    }
+    if walked { Ok(()) } else { seed_listeners(inbox, maps) }
+}
+
+/// Without iterators: the ports of the own network namespace that something listens on already.
 fn seed_listeners(inbox: &mut Inbox, maps: &mut Maps) -> Result<(), DaemonError> {
-    let found = listeners::netns_inode(Path::new(OWN_NETNS))
+    let found = listeners::netns_inode(Path::new("/proc/self/ns/net"))
         .and_then(|netns| listeners::ports(Path::new("/proc/net")).map(|ports| (netns, ports)));
     match found {
         Ok((netns, ports)) => {
@@ -295,6 +344,71 @@ fn seed_listeners(inbox: &mut Inbox, maps: &mut Maps) -> Result<(), DaemonError>
         Err(error) => log::warn!("listeners that are older than tcpwatch are not known: {error}"),
     }
     Ok(())
+}
+
+/// Reads what the tracepoints are silent about, at most so often that it takes a hundredth of a CPU.
+struct Walker {
+    next_ns: u64,
+    works: bool,
+}
+
+/// A pass over the tracked sockets may take this share of the time.
+const WALK_SHARE: u64 = 100;
+
+impl Walker {
+    fn walk(&mut self, inbox: &mut Inbox, ebpf: &aya::Ebpf, interval: Duration) {
+        let began = sys::monotonic_ns();
+        if !self.works || began < self.next_ns {
+            return;
+        }
+        match iterate::tracked(ebpf) {
+            Ok(output) => iterate::records(&output).for_each(|record| inbox.take(record)),
+            Err(error) => {
+                log::warn!("half-closed connections are not read between their transitions: {error}");
+                self.works = false;
+            }
+        }
+        let took = sys::monotonic_ns() - began;
+        // A little less than the interval, so that the tick it is checked at does not miss it.
+        self.next_ns = began + (interval.as_nanos() as u64 * 9 / 10).max(took * WALK_SHARE);
+    }
+}
+
+/// Network namespaces and what the kernel counts in them.
+struct Surroundings {
+    configured: Vec<PathBuf>,
+    filtered: Vec<u32>,
+    known: std::collections::BTreeMap<u32, PathBuf>,
+    searched_ns: u64,
+    stats: Vec<NamespaceStats>,
+}
+
+/// How often namespaces are looked for, ns.
+const SEARCH_NS: u64 = 10_000_000_000;
+
+impl Surroundings {
+    fn new(config: &Config, filtered: Vec<u32>) -> Self {
+        Self {
+            configured: config.netns.clone(),
+            filtered,
+            known: std::collections::BTreeMap::new(),
+            searched_ns: 0,
+            stats: Vec::new(),
+        }
+    }
+
+    fn look(&mut self) {
+        let now = sys::monotonic_ns();
+        if self.known.is_empty() || now - self.searched_ns >= SEARCH_NS {
+            self.known = namespaces::find(&self.configured);
+            if !self.filtered.is_empty() {
+                self.known.retain(|inode, _| self.filtered.contains(inode));
+            }
+            self.searched_ns = now;
+        }
+        // One that cannot be read has ended, or its last process has: the next search will tell.
+        self.stats = self.known.iter().filter_map(|(inode, path)| namespaces::read(*inode, path).ok()).collect();
+    }
 }
 
 /// Prints what the kernel programs log, until the daemon ends.

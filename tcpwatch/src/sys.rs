@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -57,3 +57,57 @@ pub(crate) fn release_free_memory() {
 /// Other C libraries give memory back by themselves.
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn release_free_memory() {}
+
+/// Opens an iterator whose `program` walks the map `map`: aya attaches iterators without saying which map they are for.
+#[expect(unsafe_code, reason = "two bpf() calls that aya does not make")]
+pub(crate) fn iterate_map(program: RawFd, map: RawFd) -> io::Result<File> {
+    /// `BPF_LINK_CREATE` and `BPF_ITER_CREATE` of `enum bpf_cmd`, `BPF_TRACE_ITER` of `enum bpf_attach_type`.
+    const LINK_CREATE: i32 = 28;
+    const ITER_CREATE: i32 = 33;
+    const TRACE_ITER: u32 = 28;
+    /// `link_create` in `union bpf_attr`.
+    #[repr(C)]
+    struct LinkCreate {
+        program: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+        iterator: u64,
+        iterator_len: u32,
+        padding: u32,
+    }
+    /// `iter_create` in `union bpf_attr`.
+    #[repr(C)]
+    struct IterCreate {
+        link: u32,
+        flags: u32,
+    }
+    /// # Safety
+    /// `attributes` is what `command` takes, and what it points to is alive.
+    unsafe fn call<T>(command: i32, attributes: &T) -> io::Result<OwnedFd> {
+        // SAFETY: the kernel reads `size_of::<T>()` bytes and no more.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+        match RawFd::try_from(fd) {
+            // SAFETY: a new descriptor that nobody else owns.
+            Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+    // `union bpf_iter_link_info`: the descriptor of the map.
+    let info = map as u32;
+    let attributes = LinkCreate {
+        program: program as u32,
+        target: 0,
+        attach_type: TRACE_ITER,
+        flags: 0,
+        iterator: &raw const info as u64,
+        iterator_len: size_of::<u32>() as u32,
+        padding: 0,
+    };
+    // SAFETY: `info` outlives the call.
+    let link = unsafe { call(LINK_CREATE, &attributes) }?;
+    let attributes = IterCreate { link: link.as_raw_fd() as u32, flags: 0 };
+    // SAFETY: it points to nothing.
+    let iterator = unsafe { call(ITER_CREATE, &attributes) }?;
+    Ok(File::from(iterator))
+}

@@ -1,6 +1,7 @@
 //! One file per question; `entry.rs` ties each to its hook.
 
 pub mod congestion;
+pub mod iterate;
 pub mod probe;
 pub mod reset;
 pub mod reset_received;

@@ -20,9 +20,12 @@ pub fn handle(ctx: &BtfTracePointContext) {
         return;
     }
     let Some(sock) = TcpSock::cast(sk) else { return };
-    let Some(conn) = sock.state() else {
-        first_sight(sock, now);
-        return;
+    let conn = match sock.state() {
+        Some(conn) if conn.started_ns != 0 => conn,
+        _ => {
+            first_sight(sock, now);
+            return;
+        }
     };
     emit::observe::<true>(sock, conn);
     if now >= conn.next_emit {
@@ -81,7 +84,9 @@ fn first_sight(sock: TcpSock, now: u64) {
         emit::lost(Loss::StorageProbe);
         return;
     };
-    emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
+    if !emit::adopt(sock, conn, direction_by_port(netns, sock.local_port())) {
+        return;
+    }
     emit::gauge(conn, sock.skc_state());
     sample(sock, conn, now);
 }

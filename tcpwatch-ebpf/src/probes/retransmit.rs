@@ -31,7 +31,11 @@ pub fn handle(ctx: &BtfTracePointContext) {
     let skb: *const u8 = ctx.arg(1);
     let err = if frozen(&RETRANSMIT_HAS_ERR) != 0 { ctx.arg::<i32>(2) } else { 0 };
     let Some(sock) = TcpSock::cast(sk) else { return };
-    let conn = if let Some(conn) = sock.state() {
+    let known = match sock.state() {
+        Some(conn) if conn.started_ns != 0 => Some(conn),
+        _ => None,
+    };
+    let conn = if let Some(conn) = known {
         conn
     } else {
         let netns = sock.netns();
@@ -43,9 +47,9 @@ pub fn handle(ctx: &BtfTracePointContext) {
             without_state(sock, skb, netns, err);
             return;
         };
-        emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
+        let adopted = emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
         emit::gauge(conn, sock.skc_state());
-        if err == 0 {
+        if adopted && err == 0 {
             conn.retrans_seen = conn.retrans_seen.wrapping_sub(segments_of(skb));
         }
         conn

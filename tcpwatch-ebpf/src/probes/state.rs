@@ -12,7 +12,7 @@ use tcpwatch_common::hist::log2_bucket;
 use tcpwatch_common::record::{Kind, ListenerRecord};
 use tcpwatch_common::state::{Direction, TcpState};
 
-use crate::add::atomic_add;
+use crate::add::{atomic_add, exchange};
 use crate::config::watched;
 use crate::emit::{self, Group, Moment};
 use crate::maps::{CLOSING, Closing, LISTENERS, SOCKETS};
@@ -44,7 +44,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
         (_, SYN_SENT) => connecting(ctx, sock),
         (_, ESTABLISHED) => established(sock, old),
         (_, CLOSE) => closed(sock, netns, old),
-        (_, _) => moved(sock, netns, new),
+        (_, _) => moved(sock, netns, old, new),
     }
 }
 
@@ -115,12 +115,24 @@ fn established(sock: TcpSock, old: u8) {
 
 /// Between ESTABLISHED and CLOSE, where tcp_probe is silent: read here what it would have read.
 #[inline(always)]
-fn moved(sock: TcpSock, netns: u32, new: u8) {
+fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
     let Some(conn) = known_or_adopted(sock, netns) else { return };
     conn.flags |= close::fin_flag(conn.flags, new);
-    emit::observe::<false>(sock, conn);
+    last_sample(sock, conn, old);
     emit::flush(sock, conn);
     emit::gauge(conn, new);
+}
+
+/// tcp_probe sees what a segment did only when the next one comes: the last one in ESTABLISHED is taken here. After
+/// that many samples may lie between two readings, of which none can be told.
+#[inline(always)]
+fn last_sample(sock: TcpSock, conn: &mut Conn, old: u8) {
+    if old == ESTABLISHED {
+        emit::observe::<false>(sock, conn);
+    } else {
+        conn.srtt = sock.srtt_us();
+        conn.delivered = sock.delivered();
+    }
 }
 
 #[inline(always)]
@@ -134,17 +146,16 @@ fn closed(sock: TcpSock, netns: u32, old: u8) {
     let Some(conn) = known_or_adopted(sock, netns) else {
         let direction = direction_by_port(netns, sock.local_port());
         let port = if direction == Direction::Inbound { sock.local_port() } else { sock.remote_port() };
-        let flags = if old == SYN_SENT { 0 } else { flag::COUNTED };
-        emit::count(emit::service_slot(direction, port), group::closed(close::cause(flags, old, err)), 1);
+        without_state(sock, emit::service_slot(direction, port), old, err);
         return;
     };
     if conn.flags & flag::CLOSED != 0 {
         return;
     }
     let cause = close::cause(conn.flags, old, err);
-    conn.flags |= flag::CLOSED;
-    emit::observe::<false>(sock, conn);
+    last_sample(sock, conn, old);
     emit::flush(sock, conn);
+    conn.flags |= flag::CLOSED;
     emit::gauge(conn, CLOSE);
     if let Some(group) = Group::of(conn.slot) {
         group.add(group::closed(cause), 1);
@@ -160,6 +171,18 @@ fn closed(sock: TcpSock, netns: u32, old: u8) {
     }
     let moment = Moment { kind: Kind::Close, old_state: old, state: CLOSE, cause: cause as u8, loss: Loss::RingState };
     emit::connection(sock, conn, &moment);
+}
+
+/// No memory for state: the close and all that the connection moved still count.
+#[inline(always)]
+fn without_state(sock: TcpSock, slot: u32, old: u8, err: i32) {
+    let flags = if old == SYN_SENT { 0 } else { flag::COUNTED };
+    if let Some(group) = Group::of(slot) {
+        group.add(group::closed(close::cause(flags, old, err)), 1);
+        group.add(group::SENT_BYTES, sock.bytes_sent());
+        group.add(group::RECEIVED_BYTES, sock.payload_received());
+        group.add(group::SENT_SEGMENTS, u64::from(sock.data_segs_out()));
+    }
 }
 
 /// The reset that this close belongs to is sent after this transition; its program cannot read socket storage.
@@ -181,30 +204,52 @@ fn tie_to_reset(sock: TcpSock, conn: &Conn, old: u8, cause: CloseCause) {
 
 #[inline(always)]
 fn known_or_adopted(sock: TcpSock, netns: u32) -> Option<&'static mut Conn> {
-    if let Some(conn) = sock.state() {
-        return Some(conn);
-    }
     let Some(conn) = sock.state_or_new() else {
         emit::lost(Loss::StorageState);
         return None;
     };
-    emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
+    if conn.started_ns == 0 {
+        emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
+    }
     Some(conn)
+}
+
+/// Counts a listener on its port, once: its state remembers that.
+#[inline(always)]
+pub fn note_listener(sock: TcpSock, netns: u32) -> bool {
+    if let Some(conn) = sock.state_or_new() {
+        // SAFETY: a field of a map value.
+        if unsafe { exchange(&raw mut conn.claimed, 1) } != 0 {
+            return false;
+        }
+    } else {
+        emit::lost(Loss::StorageState);
+    }
+    let key = listener_key(netns, sock.local_port());
+    match LISTENERS.get_ptr_mut(key) {
+        // SAFETY: a value of the map.
+        Some(count) => unsafe { atomic_add(count, 1) },
+        None if LISTENERS.insert(key, 1, 0).is_err() => emit::lost(Loss::MapListener),
+        None => {}
+    }
+    true
 }
 
 #[inline(always)]
 fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
-    let key = listener_key(netns, sock.local_port());
-    match LISTENERS.get_ptr_mut(key) {
-        // SAFETY: a value of the map; listeners that share a port may change on two CPUs at once.
-        Some(count) => unsafe {
-            atomic_add(count, if up { 1 } else { u64::MAX });
-            if !up && *count == 0 {
-                let _gone_already = LISTENERS.remove(key);
+    if up {
+        note_listener(sock, netns);
+    } else {
+        let key = listener_key(netns, sock.local_port());
+        if let Some(count) = LISTENERS.get_ptr_mut(key) {
+            // SAFETY: a value of the map; listeners that share a port may change on two CPUs at once.
+            unsafe {
+                atomic_add(count, u64::MAX);
+                if *count == 0 {
+                    let _gone_already = LISTENERS.remove(key);
+                }
             }
-        },
-        None if up && LISTENERS.insert(key, 1, 0).is_err() => emit::lost(Loss::MapListener),
-        None => {}
+        }
     }
     emit::record::<ListenerRecord>(Loss::RingState, |place| {
         let mut key = ConnKey::EMPTY;
@@ -216,6 +261,8 @@ fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
                 cookie: sock.cookie(),
                 key,
                 backlog: sock.sk_max_ack_backlog(),
+                queue: sock.sk_ack_backlog(),
+                drops: sock.sk_drops(),
                 up: u32::from(up),
                 pid: ctx.tgid(),
             });

@@ -1,5 +1,6 @@
 //! Pure aggregation: records and counter readings in, snapshots out. No clock, no kernel, no I/O.
 
+pub(crate) mod listeners;
 pub(crate) mod recent;
 pub(crate) mod services;
 pub(crate) mod snapshot;
@@ -10,11 +11,12 @@ use std::sync::Arc;
 
 use tcpwatch_common::counters::slot;
 use tcpwatch_common::record::{ConnRecord, DecodeError, Kind, Record};
-use tcpwatch_common::state::{Direction, STATES};
+use tcpwatch_common::state::{Direction, STATES, TcpState};
 
+use self::listeners::Listeners;
 use self::recent::RecentRtt;
 use self::services::{Grant, Services};
-use self::snapshot::{Facts, GroupTotals, ProgramStats, SelfStats, Service, Snapshot};
+use self::snapshot::{Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
 use crate::kernel::maps::{Counters, SlotCounters};
 
@@ -36,6 +38,8 @@ pub(crate) struct Reading {
     pub(crate) map_bytes: u64,
     /// Interval of periodic records, seconds.
     pub(crate) sample_interval_seconds: f64,
+    /// What the kernel counts in each network namespace.
+    pub(crate) namespaces: Vec<NamespaceStats>,
 }
 
 /// Everything that records and counters add up to.
@@ -43,6 +47,7 @@ pub(crate) struct Aggregator {
     facts: Arc<Facts>,
     services: Services,
     table: ConnTable,
+    listeners: Listeners,
     recent: RecentRtt,
     events: [u64; Kind::ALL.len()],
     errors: [u64; DECODE_REASONS.len()],
@@ -55,6 +60,7 @@ impl Aggregator {
             facts,
             services,
             table,
+            listeners: Listeners::default(),
             recent: RecentRtt::new(now_ns),
             events: [0; Kind::ALL.len()],
             errors: [0; DECODE_REASONS.len()],
@@ -96,6 +102,7 @@ impl Aggregator {
             }
             Record::Listener(listener) => {
                 self.count(Kind::Listener);
+                self.listeners.update(listener);
                 (listener.up == 1).then(|| self.services.listening(listener.key.local_port)).flatten()
             }
         }
@@ -145,11 +152,17 @@ impl Aggregator {
         }
         let groups = self.groups(counters);
         let rtt = self.recent.quantiles(&groups, reading.ktime_ns);
+        // Minisocks are not sockets that we could follow.
+        if let Some(time_wait) = states.get_mut(TcpState::TimeWait as usize) {
+            *time_wait = reading.namespaces.iter().map(|n| n.time_wait).sum();
+        }
         Snapshot {
             ktime_ns: reading.ktime_ns,
             facts: Arc::clone(&self.facts),
             groups,
             rtt,
+            listeners: self.listeners.stats(),
+            namespaces: reading.namespaces,
             states,
             reasons: counters.reasons.clone(),
             own: SelfStats {
@@ -229,8 +242,8 @@ pub(crate) mod tests {
         let mut aggregator = aggregator();
         let mut key = ConnKey::EMPTY;
         key.local_port = 443;
-        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 80, ktime_ns: 0 };
-        let listener = ListenerRecord { header, cookie: 1, key, backlog: 128, up: 1, pid: 1 };
+        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 88, ktime_ns: 0 };
+        let listener = ListenerRecord { header, cookie: 1, key, backlog: 128, queue: 0, drops: 0, up: 1, pid: 1 };
         let grant = aggregator.apply(&Record::Listener(listener)).unwrap();
         let mut counters = counters(aggregator.slots_used());
         let quiet = aggregator.snapshot(&counters, Reading::default());

@@ -56,6 +56,30 @@ pub(crate) struct RttQuantiles {
     pub(crate) p99_seconds: f64,
 }
 
+/// A listening socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ListenerStats {
+    /// Address and port, as users write them.
+    pub(crate) address: String,
+    /// Connections that wait to be accepted.
+    pub(crate) queue: u32,
+    /// The most that may wait.
+    pub(crate) limit: u32,
+    /// Segments dropped.
+    pub(crate) drops: u32,
+}
+
+/// What the kernel counts in one network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NamespaceStats {
+    /// Inode number.
+    pub(crate) netns: u32,
+    /// Sockets in TIME_WAIT, orphaned ones in FIN_WAIT2 included.
+    pub(crate) time_wait: u64,
+    /// Connections that did not fit an accept queue, since the namespace exists.
+    pub(crate) listen_overflows: u64,
+}
+
 /// What the kernel says of one of our programs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ProgramStats {
@@ -153,6 +177,10 @@ pub(crate) struct Snapshot {
     pub(crate) groups: Vec<GroupTotals>,
     /// RTT quantiles of the last minute, for directions that had samples.
     pub(crate) rtt: Vec<RttQuantiles>,
+    /// Listeners, ordered by address.
+    pub(crate) listeners: Vec<ListenerStats>,
+    /// Network namespaces, ordered by inode.
+    pub(crate) namespaces: Vec<NamespaceStats>,
     /// Connections by state, indexed by `TcpState`.
     pub(crate) states: [u64; STATES],
     /// RSTs sent, by the indices of `tcpwatch_common::counters::reason`.

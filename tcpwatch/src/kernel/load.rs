@@ -2,7 +2,7 @@
 
 use std::io;
 
-use aya::programs::{BtfTracePoint, FEntry, KProbe, ProgramError, RawTracePoint};
+use aya::programs::{BtfTracePoint, FEntry, Iter, KProbe, ProgramError, RawTracePoint};
 use aya::{Btf as AyaBtf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use tcpwatch_common::layout::Layout;
 
@@ -263,6 +263,7 @@ fn attach(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, probe: &Probe) -> 
         Hook::Fentry(name) => {
             <&mut FEntry>::try_from(program).and_then(|p| p.load(name, btf).and_then(|()| p.attach()).map(drop))
         }
+        Hook::Iterator(name) => <&mut Iter>::try_from(program).and_then(|p| p.load(name, btf)),
         Hook::Kprobe(name) => {
             <&mut KProbe>::try_from(program).and_then(|p| p.load().and_then(|()| p.attach(name, 0)).map(drop))
         }

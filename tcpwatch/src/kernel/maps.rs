@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
-use tcpwatch_common::counters::{DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, reason, slot};
+use tcpwatch_common::counters::{DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, reason, setting, slot};
 
 use super::load::Options;
 
@@ -124,7 +124,16 @@ impl Maps {
 
     /// Sets the interval of periodic records, jiffies.
     pub(crate) fn set_sample_interval(&mut self, jiffies: u64) -> Result<(), MapsError> {
-        self.settings.set(0, jiffies, 0).map_err(|source| MapsError::Map { name: "SETTINGS", source })
+        self.set(setting::SAMPLE_JIFFIES, jiffies)
+    }
+
+    /// Says whether the adopting iterators take connections, or listeners.
+    pub(crate) fn adopt_connections(&mut self, connections: bool) -> Result<(), MapsError> {
+        self.set(setting::ADOPT, u64::from(connections))
+    }
+
+    fn set(&mut self, setting: u32, value: u64) -> Result<(), MapsError> {
+        self.settings.set(setting, value, 0).map_err(|source| MapsError::Map { name: "SETTINGS", source })
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod btf;
 pub(crate) mod facts;
+pub(crate) mod iterate;
 pub(crate) mod load;
 pub(crate) mod maps;
 pub(crate) mod probes;

@@ -14,6 +14,8 @@ pub(crate) enum Hook {
     Fentry(&'static str),
     /// Entry of a function, through a breakpoint.
     Kprobe(&'static str),
+    /// A walk over the kernel's objects, run when the daemon asks for it.
+    Iterator(&'static str),
 }
 
 impl Hook {
@@ -24,6 +26,7 @@ impl Hook {
             Self::RawTracepoint(_) => "raw_tp",
             Self::Fentry(_) => "fentry",
             Self::Kprobe(_) => "kprobe",
+            Self::Iterator(_) => "iter",
         }
     }
 
@@ -36,6 +39,8 @@ impl Hook {
             Self::Fentry(name) | Self::Kprobe(name) => {
                 (!facts.btf.has_function(name)).then(|| format!("this kernel has no function {name}"))
             }
+            Self::Iterator(name) => (!facts.btf.has_function(&format!("bpf_iter_{name}")))
+                .then(|| format!("this kernel has no iterator over {name}")),
         }
     }
 }
@@ -56,6 +61,24 @@ pub(crate) struct Probe {
 /// The programs that every object has, in the order of attaching: what ends a connection first, so that no event is
 /// seen whose beginning was missed by a program that was not there yet.
 pub(crate) const CORE: &[Probe] = &[
+    Probe {
+        program: "adopt_files",
+        hook: Hook::Iterator("task_file"),
+        required: false,
+        loses: "owners of accepted connections, and connections older than tcpwatch until their next segment",
+    },
+    Probe {
+        program: "adopt_sockets",
+        hook: Hook::Iterator("tcp"),
+        required: false,
+        loses: "connections older than tcpwatch that no process holds, until their next segment",
+    },
+    Probe {
+        program: "read_sockets",
+        hook: Hook::Iterator("bpf_sk_storage_map"),
+        required: false,
+        loses: "readings of half-closed connections and of listeners between their transitions",
+    },
     Probe {
         program: "tcp_destroy_sock",
         hook: Hook::BtfTracepoint("tcp_destroy_sock"),

@@ -44,9 +44,10 @@ names!(
     Kind: KINDS
 );
 
-/// States in which a full socket is a connection. TIME_WAIT and NEW_SYN_RECV belong to smaller structures, which the
-/// probes do not follow; LISTEN and CLOSE are no connections.
-pub(crate) const STATES: [TcpState; 8] = [
+/// States in which a socket is a connection. TIME_WAIT belongs to a smaller structure, which the probes do not follow:
+/// the kernel counts it in each namespace. LISTEN and CLOSE are no connections.
+pub(crate) const STATES: [TcpState; 9] = [
+    TcpState::TimeWait,
     TcpState::Established,
     TcpState::SynSent,
     TcpState::SynRecv,
@@ -84,6 +85,10 @@ pub(crate) const DECODE_REASONS: [&str; 3] = ["too_short", "abi_mismatch", "unkn
 pub(crate) const MODES: [&str; 2] = ["every-ack", "tick"];
 /// Quantiles of the round-trip time.
 pub(crate) const PERCENTILES: [&str; 3] = ["p50", "p90", "p99"];
+/// Listeners with series of their own.
+pub(crate) const MOST_LISTENERS: usize = 64;
+/// Network namespaces with series of their own.
+pub(crate) const MOST_NAMESPACES: usize = 64;
 /// IP versions.
 pub(crate) const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 const PLACES: [&str; 7] = ["ring", "throttled", "storage", "map", "recursion", "decode", "table"];
@@ -115,6 +120,8 @@ const ORIGIN: Label = closed("origin", &ORIGINS);
 const RESET_CAUSE: Label = closed("cause", &RESET_CAUSES);
 const REASON: Label =
     open("reason", "the kernel's name in lower case without the enum's prefix; `none` where it gives none", REASONS);
+const LISTENER: Label =
+    open("listener", "address and port; `other` for those beyond the first by port and address", MOST_LISTENERS + 1);
 const PROGRAM: Label = open("program", "the name of the kernel program", MOST_PROGRAMS);
 
 /// Finite edges of a histogram in powers of two.
@@ -156,6 +163,7 @@ const WINDOW: Buckets =
     Buckets { edges: &WINDOW_SEGMENTS, reason: "Powers of two: windows double in slow start and halve at a loss." };
 
 const CONNECTIONS: &str = "Connections";
+const LISTENERS: &str = "Listeners";
 const PATH: &str = "Round trips and windows";
 const TRAFFIC: &str = "Traffic and retransmissions";
 const RESETS: &str = "Resets";
@@ -166,7 +174,7 @@ const PROCESS: &str = "The process";
 pub(crate) const CATALOG: &[Metric] = &[
     Metric::gauge("tcpwatch_connections", Unit::Count, "Connections by TCP state.")
         .by(&[closed("state", &STATE_NAMES)])
-        .note("Of the whole host. Sockets in TIME_WAIT and half-open ones are not in it yet.")
+        .note("TIME_WAIT is what the kernel counts in each network namespace, orphans in FIN_WAIT2 among it.")
         .read(CONNECTIONS, read::connections),
     Metric::counter(
         "tcpwatch_connections_opened_total",
@@ -215,6 +223,25 @@ pub(crate) const CATALOG: &[Metric] = &[
     )
     .by(&[DIRECTION])
     .read(PATH, read::window),
+    Metric::gauge("tcpwatch_listener_queue", Unit::Count, "Connections that wait in the accept queue of a listener.")
+        .by(&[LISTENER])
+        .read(LISTENERS, read::listener_queue),
+    Metric::gauge("tcpwatch_listener_queue_limit", Unit::Count, "The most connections that may wait in an accept queue.")
+        .by(&[LISTENER])
+        .note("Of sockets that share an address, the sum.")
+        .read(LISTENERS, read::listener_limit),
+    Metric::counter("tcpwatch_listener_drops_total", Unit::Count, "Segments that a listener dropped.")
+        .by(&[LISTENER])
+        .note("The kernel's `sk_drops`: a full accept queue, a full SYN backlog, a bad segment.")
+        .read(LISTENERS, read::listener_drops),
+    Metric::counter(
+        "tcpwatch_listen_overflows_total",
+        Unit::Count,
+        "Connections that found an accept queue full, by network namespace.",
+    )
+    .by(&[open("netns", "the inode number of the network namespace", MOST_NAMESPACES)])
+    .note("The kernel's ListenOverflows, since the namespace exists.")
+    .read(LISTENERS, read::listen_overflows),
     Metric::counter("tcpwatch_sent_bytes_total", Unit::Bytes, "Payload bytes sent, retransmissions included.")
         .by(&[GROUP, SERVICE])
         .read(TRAFFIC, read::sent_bytes),

@@ -216,7 +216,8 @@ mod tests {
         for services in [1, 16, MOST_SERVICES as u16] {
             let (count, most) = (samples(&text_of(&sample::full(services))).len(), bound(services.into()));
             assert!(count <= most, "{count} series, and {most} computed, for {services} services");
-            assert!(count * 2 > most, "{most} for {services} services is no estimate of {count}");
+            // With one service the sample has few listeners and namespaces too.
+            assert!(services == 1 || count * 2 > most, "{most} for {services} services is no estimate of {count}");
         }
     }
 

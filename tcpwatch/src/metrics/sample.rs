@@ -6,9 +6,10 @@ use tcpwatch_common::counters::{dist, group, reason};
 use tcpwatch_common::reset::ResetOrigin;
 use tcpwatch_common::state::{Direction, STATES, TcpState};
 
-use super::catalog::{DECODE_REASONS, MOST_PROGRAMS};
+use super::catalog::{DECODE_REASONS, MOST_LISTENERS, MOST_NAMESPACES, MOST_PROGRAMS};
 use crate::aggregate::snapshot::{
-    Facts, GroupTotals, ProbeState, ProbeStatus, ProgramStats, RttQuantiles, SelfStats, Service, Snapshot, TableStats,
+    Facts, GroupTotals, ListenerStats, NamespaceStats, ProbeState, ProbeStatus, ProgramStats, RttQuantiles, SelfStats,
+    Service, Snapshot, TableStats,
 };
 
 fn totals(direction: Direction, service: Service) -> GroupTotals {
@@ -25,6 +26,8 @@ pub(crate) fn empty() -> Snapshot {
         facts: Arc::new(Facts::default()),
         groups,
         rtt: Vec::new(),
+        listeners: Vec::new(),
+        namespaces: Vec::new(),
         states: [0; STATES],
         reasons: vec![0; reason::WORDS],
         own: SelfStats::default(),
@@ -53,6 +56,19 @@ pub(crate) fn full(services: u16) -> Snapshot {
         p50_seconds: 0.001,
         p90_seconds: 0.0025,
         p99_seconds: 0.125,
+    }));
+    let listeners = if services > 1 { MOST_LISTENERS + 2 } else { 1 };
+    snapshot.listeners.extend((0..listeners).map(|i| ListenerStats {
+        address: format!("0.0.0.0:{}", 1 + i),
+        queue: 1,
+        limit: 128,
+        drops: 2,
+    }));
+    let namespaces = if services > 1 { MOST_NAMESPACES as u32 + 1 } else { 1 };
+    snapshot.namespaces.extend((0..namespaces).map(|i| NamespaceStats {
+        netns: 4_026_531_840 + i,
+        time_wait: 3,
+        listen_overflows: 4,
     }));
     (0..).zip(&mut snapshot.states).for_each(|(i, count)| *count = 10 + i);
     snapshot.states[TcpState::LastAck as usize] = 0_u64.wrapping_sub(1);

@@ -13,11 +13,13 @@ use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::state::STATES;
 
-use super::catalog::{self, DECODE_REASONS, MODES, PERCENTILES, RTT_EDGES, RTT_FIRST_US};
+use super::catalog::{
+    self, DECODE_REASONS, MODES, MOST_LISTENERS, MOST_NAMESPACES, PERCENTILES, RTT_EDGES, RTT_FIRST_US,
+};
 use super::model::{Buckets, Metric};
 use super::monotone::Settled;
 use super::process::Process;
-use crate::aggregate::snapshot::{GroupTotals, ProbeState, Service, Snapshot};
+use crate::aggregate::snapshot::{GroupTotals, ListenerStats, ProbeState, Service, Snapshot};
 
 /// Everything that a scrape sees.
 #[derive(Debug)]
@@ -159,6 +161,35 @@ pub(super) fn connections(view: &View<'_>, out: &mut Series) {
     let Some(snapshot) = view.snapshot() else { return };
     for state in catalog::STATES {
         out.count(&[state.name()], word(&snapshot.states, state as usize));
+    }
+}
+
+pub(super) fn listener_queue(view: &View<'_>, out: &mut Series) {
+    per_listener(view, out, |listener| listener.queue);
+}
+
+pub(super) fn listener_limit(view: &View<'_>, out: &mut Series) {
+    per_listener(view, out, |listener| listener.limit);
+}
+
+pub(super) fn listener_drops(view: &View<'_>, out: &mut Series) {
+    per_listener(view, out, |listener| listener.drops);
+}
+
+fn per_listener(view: &View<'_>, out: &mut Series, value: fn(&ListenerStats) -> u32) {
+    let Some(snapshot) = view.snapshot() else { return };
+    let (own, others) = snapshot.listeners.split_at(snapshot.listeners.len().min(MOST_LISTENERS));
+    for listener in own {
+        out.count(&[&listener.address], u64::from(value(listener)));
+    }
+    if !others.is_empty() {
+        out.count(&["other"], others.iter().map(|listener| u64::from(value(listener))).sum());
+    }
+}
+
+pub(super) fn listen_overflows(view: &View<'_>, out: &mut Series) {
+    for namespace in view.snapshot().iter().flat_map(|snapshot| &snapshot.namespaces).take(MOST_NAMESPACES) {
+        out.count(&[&namespace.netns.to_string()], namespace.listen_overflows);
     }
 }
 

@@ -111,11 +111,6 @@ impl Daemon {
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
     }
 
-    /// Process number.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Asks it to stop, and waits until it has; returns what it said meanwhile.
     pub(crate) fn stop(mut self) -> Result<(ExitStatus, String)> {
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).context("no process")?;

@@ -4,6 +4,7 @@
 mod connections;
 mod daemon;
 mod operations;
+mod overflow;
 mod resets;
 mod retransmits;
 mod rtt;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     trials.extend(resets::trials());
     trials.extend(retransmits::trials());
     trials.extend(rtt::trials());
+    trials.extend(overflow::trials());
     trials.extend(operations::trials());
     harness::run(trials)
 }

@@ -1,0 +1,250 @@
+//! Iterators: what no tracepoint tells. Two adopt what was there before the daemon, at its start; one reads, once an
+//! interval, the connections on which tcp_probe is silent, and the listeners.
+//!
+//! aya-ebpf has no macro for iterators: the entry points are plain functions in a section of their own (`entry.rs`), with
+//! the contexts of kernel/bpf/task_iter.c, net/ipv4/tcp_ipv4.c and net/core/bpf_sk_storage.c.
+
+use aya_ebpf::helpers::generated::{bpf_seq_write, bpf_sock_from_file};
+use core::ptr;
+use tcpwatch_common::close::flag;
+use tcpwatch_common::conn::{COMM_LEN, Conn, ConnKey};
+use tcpwatch_common::counters::{Loss, setting};
+use tcpwatch_common::layout::ABSENT;
+use tcpwatch_common::record::{ConnRecord, Kind, ListenerRecord};
+use tcpwatch_common::state::TcpState;
+
+use super::state::note_listener;
+use crate::config::{LAYOUT, offset, watched};
+use crate::emit::{self, Moment};
+use crate::maps::{ITERATOR_SCRATCH, SETTINGS};
+use crate::sock::{TcpSock, direction_by_port, jiffies};
+
+const LISTEN: u8 = TcpState::Listen as u8;
+const CLOSE: u8 = TcpState::Close as u8;
+const SYN_SENT: u8 = TcpState::SynSent as u8;
+const SYN_RECV: u8 = TcpState::SynRecv as u8;
+
+/// `struct bpf_iter_meta`.
+#[repr(C)]
+pub struct Meta {
+    seq: *mut u8,
+    session_id: u64,
+    seq_num: u64,
+}
+
+/// `struct bpf_iter__tcp`.
+#[repr(C)]
+pub struct TcpContext {
+    meta: *const Meta,
+    sk_common: *const u8,
+    uid: u32,
+}
+
+/// `struct bpf_iter__task_file`.
+#[repr(C)]
+pub struct TaskFileContext {
+    meta: *const Meta,
+    task: *const u8,
+    fd: u32,
+    padding: u32,
+    file: *const u8,
+}
+
+/// `struct bpf_iter__bpf_sk_storage_map`.
+#[repr(C)]
+pub struct StorageContext {
+    meta: *const Meta,
+    map: *const u8,
+    sk: *const u8,
+    value: *const u8,
+}
+
+/// Who holds a socket.
+struct Owner {
+    pid: u32,
+    comm: [u8; COMM_LEN],
+}
+
+/// One TCP socket of the namespace that opened the iterator.
+///
+/// # Safety
+/// `ctx` is the context that the kernel gives to a program on iter/tcp.
+#[inline(always)]
+pub unsafe fn tcp(ctx: *const TcpContext) {
+    // SAFETY: the verifier knows the type of the context.
+    let (meta, sk) = unsafe { ((*ctx).meta, (*ctx).sk_common) };
+    if sk.is_null() {
+        return;
+    }
+    let Some(sock) = TcpSock::cast(sk) else { return };
+    adopt(meta, sock, None);
+}
+
+/// One open file of one process.
+///
+/// # Safety
+/// `ctx` is the context that the kernel gives to a program on iter/task_file.
+#[inline(always)]
+pub unsafe fn task_file(ctx: *const TaskFileContext) {
+    // SAFETY: the verifier knows the type of the context.
+    let (meta, task, file) = unsafe { ((*ctx).meta, (*ctx).task, (*ctx).file) };
+    if task.is_null() || file.is_null() || offset(&LAYOUT.socket_sk) == ABSENT {
+        return;
+    }
+    // SAFETY: the helper checks that the file is a socket.
+    let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast::<u8>();
+    if socket.is_null() {
+        return;
+    }
+    // SAFETY: a typed load of a pointer.
+    let sk = unsafe { ptr::read_volatile(socket.add(usize::from(offset(&LAYOUT.socket_sk))).cast::<*const u8>()) };
+    if sk.is_null() {
+        return;
+    }
+    let Some(sock) = TcpSock::cast(sk) else { return };
+    adopt(meta, sock, Some(owner(task)));
+}
+
+#[inline(always)]
+fn owner(task: *const u8) -> Owner {
+    let mut owner = Owner { pid: 0, comm: [0; COMM_LEN] };
+    let (tgid, comm) = (offset(&LAYOUT.task_tgid), offset(&LAYOUT.task_comm));
+    if tgid != ABSENT {
+        // SAFETY: a typed load.
+        owner.pid = unsafe { ptr::read_volatile(task.add(usize::from(tgid)).cast::<u32>()) };
+    }
+    if comm != ABSENT {
+        // SAFETY: two typed loads within the array, into an array of the same size.
+        unsafe {
+            let from = task.add(usize::from(comm)).cast::<u64>();
+            let to = owner.comm.as_mut_ptr().cast::<u64>();
+            to.write_unaligned(ptr::read_volatile(from));
+            to.add(1).write_unaligned(ptr::read_volatile(from.add(1)));
+        }
+    }
+    owner
+}
+
+#[inline(always)]
+fn adopt(meta: *const Meta, sock: TcpSock, owner: Option<Owner>) {
+    let netns = sock.netns();
+    if !watched(netns) {
+        return;
+    }
+    let state = sock.skc_state();
+    let connections = SETTINGS.get(setting::ADOPT).is_some_and(|mode| *mode != 0);
+    if state == LISTEN {
+        if !connections {
+            note_listener(sock, netns);
+            adopt_listener(meta, sock, owner.map_or(0, |o| o.pid));
+        }
+        return;
+    }
+    // A handshake that is under way will be seen when it ends.
+    if !connections || state == CLOSE || state == SYN_SENT || state == SYN_RECV {
+        return;
+    }
+    let Some(conn) = sock.state_or_new() else {
+        emit::lost(Loss::StorageIterator);
+        return;
+    };
+    if conn.started_ns == 0 && emit::adopt(sock, conn, direction_by_port(netns, sock.local_port())) {
+        emit::gauge(conn, state);
+    }
+    let mut news = conn.next_emit == 0;
+    let ownerless = conn.pid == 0;
+    if let Some(owner) = owner
+        && ownerless
+    {
+        conn.pid = owner.pid;
+        conn.comm = owner.comm;
+        news = true;
+    }
+    if !news {
+        return;
+    }
+    // When the reader's buffer is full the kernel comes again with the same socket, and must find it as it was.
+    if write_connection(meta, sock, conn, state) {
+        conn.next_emit = emit::next_sample(jiffies());
+    } else if ownerless {
+        conn.pid = 0;
+    }
+}
+
+/// `next_emit` remembers that a listener was told; it has no other use there.
+#[inline(always)]
+fn adopt_listener(meta: *const Meta, sock: TcpSock, pid: u32) {
+    let Some(conn) = sock.state() else {
+        write_listener(meta, sock, pid);
+        return;
+    };
+    if conn.next_emit == 0 && write_listener(meta, sock, pid) {
+        conn.next_emit = 1;
+    }
+}
+
+/// One socket that has state of ours.
+///
+/// # Safety
+/// `ctx` is the context that the kernel gives to a program on iter/bpf_sk_storage_map.
+#[inline(always)]
+pub unsafe fn storage(ctx: *const StorageContext) {
+    // SAFETY: the verifier knows the type of the context.
+    let (meta, sk) = unsafe { ((*ctx).meta, (*ctx).sk) };
+    if sk.is_null() {
+        return;
+    }
+    let Some(sock) = TcpSock::cast(sk) else { return };
+    let Some(conn) = sock.state() else { return };
+    let state = sock.skc_state();
+    if state == LISTEN {
+        write_listener(meta, sock, 0);
+        return;
+    }
+    let now = jiffies();
+    if conn.started_ns == 0 || state == CLOSE || conn.flags & flag::CLOSED != 0 || now < conn.next_emit {
+        return;
+    }
+    let activity = emit::activity(sock);
+    if activity == conn.told_segments {
+        return;
+    }
+    emit::flush_traffic(sock, conn);
+    if write_connection(meta, sock, conn, state) {
+        conn.told_segments = activity;
+        conn.next_emit = emit::next_sample(now);
+    }
+}
+
+/// False when the reader's buffer is full.
+#[inline(always)]
+fn write_connection(meta: *const Meta, sock: TcpSock, conn: &Conn, state: u8) -> bool {
+    let Some(scratch) = ITERATOR_SCRATCH.get_ptr_mut(0) else { return true };
+    let moment = Moment { kind: Kind::Sample, old_state: state, state, cause: 0, loss: Loss::RingSample };
+    // SAFETY: a value of the map; the daemon runs one iterator at a time.
+    unsafe {
+        emit::write_connection(scratch, sock, conn, &moment);
+        bpf_seq_write((*meta).seq.cast(), scratch.cast(), size_of::<ConnRecord>() as u32) == 0
+    }
+}
+
+#[inline(always)]
+fn write_listener(meta: *const Meta, sock: TcpSock, pid: u32) -> bool {
+    let mut key = ConnKey::EMPTY;
+    sock.write_key(&mut key);
+    let record = ListenerRecord {
+        header: emit::header::<ListenerRecord>(Kind::Listener),
+        cookie: sock.cookie(),
+        key,
+        backlog: sock.sk_max_ack_backlog(),
+        queue: sock.sk_ack_backlog(),
+        drops: sock.sk_drops(),
+        up: 1,
+        pid,
+    };
+    // SAFETY: `record` lives until the helper has copied it.
+    unsafe {
+        bpf_seq_write((*meta).seq.cast(), ptr::from_ref(&record).cast_mut().cast(), size_of::<ListenerRecord>() as u32)
+            == 0
+    }
+}

@@ -1,0 +1,92 @@
+//! Listening sockets: the newest reading of each, bounded.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use tcpwatch_common::record::ListenerRecord;
+
+use super::snapshot::ListenerStats;
+
+/// Listeners that are kept; those beyond are known to the kernel programs all the same.
+const MOST: usize = 4096;
+
+/// Listeners by cookie.
+#[derive(Default)]
+pub(crate) struct Listeners {
+    known: BTreeMap<u64, ListenerRecord>,
+}
+
+impl Listeners {
+    /// Takes a reading; false when there is no more room.
+    pub(crate) fn update(&mut self, record: &ListenerRecord) -> bool {
+        if record.up == 0 {
+            self.known.remove(&record.cookie);
+            return true;
+        }
+        if self.known.len() >= MOST && !self.known.contains_key(&record.cookie) {
+            return false;
+        }
+        self.known.insert(record.cookie, *record);
+        true
+    }
+
+    /// All of them, those that share an address as one, ordered by address.
+    pub(crate) fn stats(&self) -> Vec<ListenerStats> {
+        let mut by_address: BTreeMap<(u16, [u8; 16]), ListenerStats> = BTreeMap::new();
+        for record in self.known.values() {
+            let stats = by_address.entry((record.key.local_port, record.key.local)).or_insert_with(|| ListenerStats {
+                address: address(record.key.local, record.key.local_port),
+                queue: 0,
+                limit: 0,
+                drops: 0,
+            });
+            stats.queue = stats.queue.saturating_add(record.queue);
+            stats.limit = stats.limit.saturating_add(record.backlog);
+            stats.drops = stats.drops.saturating_add(record.drops);
+        }
+        by_address.into_values().collect()
+    }
+}
+
+fn address(ip: [u8; 16], port: u16) -> String {
+    let ip = Ipv6Addr::from(ip);
+    match ip.to_ipv4_mapped() {
+        Some(v4) => format!("{v4}:{port}"),
+        None => format!("[{ip}]:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tcpwatch_common::conn::ConnKey;
+    use tcpwatch_common::record::{ABI, Header, Kind};
+
+    use super::*;
+
+    fn record(cookie: u64, port: u16, up: u32) -> ListenerRecord {
+        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 88, ktime_ns: 0 };
+        let key = ConnKey { local_port: port, ..ConnKey::EMPTY };
+        ListenerRecord { header, cookie, key, backlog: 128, queue: 3, drops: 1, up, pid: 1 }
+    }
+
+    #[test]
+    fn sockets_that_share_a_port_are_shown_as_one_and_leave_one_by_one() {
+        let mut listeners = Listeners::default();
+        assert!(listeners.update(&record(1, 80, 1)) && listeners.update(&record(2, 80, 1)));
+        let shown = listeners.stats();
+        assert_eq!((shown.len(), shown[0].address.as_str()), (1, "[::]:80"));
+        assert_eq!((shown[0].queue, shown[0].limit, shown[0].drops), (6, 256, 2));
+        listeners.update(&record(1, 80, 0));
+        assert_eq!(listeners.stats()[0].limit, 128);
+        listeners.update(&record(2, 80, 0));
+        assert_eq!(listeners.stats(), []);
+    }
+
+    #[test]
+    fn there_is_an_end_to_it() {
+        let mut listeners = Listeners::default();
+        let kept = (0..MOST as u64 + 10).filter(|cookie| listeners.update(&record(*cookie, 80, 1))).count();
+        assert_eq!(kept, MOST);
+        assert_eq!(address(*b"\0\0\0\0\0\0\0\0\0\0\xff\xff\x7f\0\0\x01", 80), "127.0.0.1:80");
+    }
+}

@@ -1,0 +1,185 @@
+//! Totals when there is no room: in the ring, for the state of sockets, in the maps.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+use tcpwatch_lab::{End, Family, Netns, Path, Traffic};
+
+use crate::daemon::{Daemon, Metrics, equal};
+use crate::trial;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("overflow_of_a_ring_of_one_page_changes_no_total", small_ring),
+        trial("overflow_of_socket_storage_changes_no_total", no_storage),
+        trial("overflow_of_the_table_of_listeners_is_shown", many_listeners),
+        trial("overflow_by_connections_as_fast_as_they_can_be_made_changes_no_total", churn),
+    ]
+}
+
+const CLOSED: &str = "tcpwatch_connections_closed_total";
+const LOST: &str = "tcpwatch_events_lost_total";
+
+/// A bit of everything that is counted: transfers with loss, orderly closes, resets of both kinds.
+fn mixture(path: &Path) -> Result<()> {
+    let traffic = Traffic::over(path, Family::V4).congestion("cubic");
+    let server = traffic.listen()?;
+    path.forward().drop_share(0.02, 11);
+    for _ in 0..40 {
+        let mut pair = traffic.connect_to(&server)?;
+        pair.send(End::Client, 60_000)?;
+        pair.close(End::Client)?;
+    }
+    for _ in 0..40 {
+        traffic.connect_to(&server)?.abort(End::Server)?;
+    }
+    Traffic::over(path, Family::V6).refused(40)?;
+    Ok(())
+}
+
+/// Everything that [`mixture`] makes, against the set-up and the kernels.
+fn totals(metrics: &Metrics, path: &Path) -> Result<()> {
+    let (a, b) = (path.a().counters()?, path.b().counters()?);
+    let of_both = |name| Ok::<_, anyhow::Error>(a.get("Tcp", name)? + b.get("Tcp", name)?);
+    equal("opened", metrics.count("tcpwatch_connections_opened_total", &[]), 160, metrics)?;
+    equal("adopted", metrics.count("tcpwatch_connections_adopted_total", &[]), 0, metrics)?;
+    for (cause, truth) in
+        [("fin_local", 40), ("fin_remote", 40), ("reset_sent", 40), ("reset_received", 40), ("failed_open", 40)]
+    {
+        equal(cause, metrics.count(CLOSED, &[&format!("cause=\"{cause}\"")]), truth, metrics)?;
+    }
+    let retransmitted = metrics.count("tcpwatch_retransmitted_segments_total", &[]);
+    equal("retransmitted", retransmitted, of_both("RetransSegs")?, metrics)?;
+    ensure!(retransmitted > 5, "only {retransmitted} retransmitted");
+    equal("resets sent", metrics.count("tcpwatch_resets_sent_total", &[]), of_both("OutRsts")?, metrics)?;
+    equal("received", metrics.count("tcpwatch_received_bytes_total", &[]), 40 * 60_000, metrics)
+}
+
+fn small_ring() -> Result<()> {
+    let path = Path::builder().build()?;
+    let daemon = Daemon::with(&[path.a(), path.b()], "ring_bytes = 4096")?;
+    mixture(&path)?;
+    totals(&daemon.metrics()?, &path)?;
+    // Opened all at once, before the daemon can look: far more than a page holds.
+    let burst = Traffic::loopback(path.a(), Family::V4);
+    thread::scope(|scope| {
+        let server = burst.listen()?;
+        let address = server.address;
+        let client_ns = path.a();
+        let clients = scope.spawn(move || {
+            client_ns.run(|| (0..300).map(|_| TcpStream::connect(address)).collect::<Result<Vec<_>, _>>())
+        });
+        let accepted = (0..300).map(|_| server.listener.accept()).collect::<Result<Vec<_>, _>>()?;
+        let clients = clients.join().map_err(|_| anyhow::anyhow!("the clients panicked"))??;
+        let metrics = daemon.metrics()?;
+        let opened = metrics.count("tcpwatch_connections_opened_total", &[]);
+        equal("opened with the burst", opened, 160 + 600, &metrics)?;
+        ensure!(metrics.count(LOST, &["where=\"ring\""]) > 0, "nothing was lost in the ring\n{metrics}");
+        let taken = metrics.count("tcpwatch_events_total", &["kind=\"open\""]);
+        ensure!(taken < opened, "{taken} records of {opened} opens");
+        drop((accepted, clients));
+        Ok(())
+    })
+}
+
+fn no_storage() -> Result<()> {
+    let path = Path::builder().build()?;
+    for ns in [path.a(), path.b()] {
+        // Socket storage is charged to the memory for socket options.
+        ns.sysctl("net.core.optmem_max", "100")?;
+    }
+    let daemon = Daemon::watching(&[path.a(), path.b()])?;
+    mixture(&path)?;
+    let metrics = daemon.metrics()?;
+    totals(&metrics, &path)?;
+    ensure!(metrics.count(LOST, &["where=\"storage\""]) > 0, "storage was not refused\n{metrics}");
+    Ok(())
+}
+
+fn many_listeners() -> Result<()> {
+    /// Entries of the kernel's table.
+    const ROOM: usize = 8192;
+    let ns = Netns::new()?;
+    let daemon = Daemon::watching(&[&ns])?;
+    let listeners = ns.run(|| {
+        (0..ROOM as u32 + 100)
+            .map(|i| TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 10_000 + i as u16))))
+            .collect::<Result<Vec<_>, _>>()
+    })?;
+    let metrics = daemon.metrics()?;
+    equal("lost", metrics.count(LOST, &["where=\"map\""]), 100, &metrics)?;
+    drop(listeners);
+    let again = ns.run(|| TcpListener::bind("127.0.0.1:9000"))?;
+    let metrics = daemon.metrics()?;
+    equal("lost afterwards", metrics.count(LOST, &["where=\"map\""]), 100, &metrics)?;
+    drop(again);
+    Ok(())
+}
+
+fn churn() -> Result<()> {
+    /// Long enough to fill the ring many times.
+    const DURATION: Duration = Duration::from_secs(10);
+    let ns = Netns::new()?;
+    // All closes leave TIME_WAIT on the server's side, whose ports are not used up.
+    ns.sysctl("net.ipv4.tcp_max_tw_buckets", "1000")?;
+    let daemon = Daemon::with(&[&ns], "ring_bytes = 16384")?;
+    let before = ns.counters()?;
+    let stop = AtomicBool::new(false);
+    let made = AtomicU64::new(0);
+    let listener = ns.run(|| TcpListener::bind("127.0.0.1:8080"))?;
+    let address = listener.local_addr()?;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while let Ok((stream, peer)) = listener.accept() {
+                drop(stream);
+                if stop.load(Ordering::Relaxed) && peer.port() == 7 {
+                    return;
+                }
+            }
+        });
+        let client = scope.spawn(|| {
+            ns.run(|| -> std::io::Result<()> {
+                let until = Instant::now() + DURATION;
+                while Instant::now() < until {
+                    let mut stream = TcpStream::connect(address)?;
+                    // The server closes first; the end of its stream says that it has.
+                    std::io::Read::read(&mut stream, &mut [0])?;
+                    made.fetch_add(1, Ordering::Relaxed);
+                }
+                stop.store(true, Ordering::Relaxed);
+                let last =
+                    rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
+                rustix::net::bind(&last, &SocketAddr::from(([127, 0, 0, 1], 7)))?;
+                rustix::net::connect(&last, &address)?;
+                Ok(())
+            })
+        });
+        client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        Ok::<_, anyhow::Error>(())
+    })?;
+    let made = made.load(Ordering::Relaxed) as i64 + 1;
+    let closed = 2 * made;
+    let metrics = daemon.wait("the last closes", |m| m.count(CLOSED, &[]) >= closed)?;
+    let kernel = ns.counters()?.delta(&before);
+    equal("active opens", made, kernel.get("Tcp", "ActiveOpens")?, &metrics)?;
+    let opened = metrics.count("tcpwatch_connections_opened_total", &[]);
+    equal("opened", opened, 2 * made, &metrics)?;
+    equal("closed", metrics.count(CLOSED, &[]), closed, &metrics)?;
+    equal("resets", metrics.count("tcpwatch_resets_sent_total", &[]), kernel.get("Tcp", "OutRsts")?, &metrics)?;
+    let taken = metrics.count("tcpwatch_events_total", &["kind=\"open\""])
+        + metrics.count("tcpwatch_events_total", &["kind=\"close\""])
+        + metrics.count("tcpwatch_events_total", &["kind=\"listener\""]);
+    let lost = metrics.count(LOST, &["where=\"ring\"", "program=\"inet_sock_set_state\""]);
+    println!("{made} connections in {DURATION:?}, {lost} records did not fit");
+    equal("records taken and lost", taken + lost, opened + closed + 1, &metrics)?;
+    equal(
+        "recursion misses",
+        metrics.count(LOST, &["where=\"recursion\"", "program=\"inet_sock_set_state\""]),
+        0,
+        &metrics,
+    )
+}
