@@ -85,6 +85,7 @@ layout! {
     sk_drops: optional "sock" "sk_drops" 4;
     sk_max_ack_backlog: optional "sock" "sk_max_ack_backlog" 4;
     inet_sport: required "inet_sock" "inet_sport" 2;
+    icsk_accept_qlen: optional "inet_connection_sock" "icsk_accept_queue.qlen" 4;
     icsk_ca_state: required "inet_connection_sock" "icsk_ca_state" 1;
     icsk_retransmits: required "inet_connection_sock" "icsk_retransmits" 1;
     icsk_pending: required "inet_connection_sock" "icsk_pending" 1;

@@ -274,6 +274,10 @@ wire! {
         pub queue: u32,
         /// Segments it dropped, `sk_drops`.
         pub drops: u32,
+        /// Handshakes that are under way.
+        pub half_open: u32,
+        /// Padding.
+        pub reserved: u32,
         /// 1: it listens now; 0: it ended.
         pub up: u32,
         /// Process that did it, or that holds it; 0 when it is not known.
@@ -363,7 +367,7 @@ mod tests {
                 core::mem::offset_of!(ConnRecord, sketch),
                 core::mem::offset_of!(ResetRecord, reason),
             ],
-            [16, 496, 104, 96, 88, 80, 336, 72]
+            [16, 496, 104, 96, 96, 80, 336, 72]
         );
     }
 

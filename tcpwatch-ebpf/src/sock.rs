@@ -65,6 +65,7 @@ impl TcpSock {
         sk_ack_backlog: u32;
         sk_drops: u32;
         sk_max_ack_backlog: u32;
+        icsk_accept_qlen: u32;
         icsk_retransmits: u8;
         icsk_pending: u8;
         icsk_backoff: u8;

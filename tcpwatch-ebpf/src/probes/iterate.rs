@@ -239,6 +239,8 @@ fn write_listener(meta: *const Meta, sock: TcpSock, pid: u32) -> bool {
         backlog: sock.sk_max_ack_backlog(),
         queue: sock.sk_ack_backlog(),
         drops: sock.sk_drops(),
+        half_open: sock.icsk_accept_qlen(),
+        reserved: 0,
         up: 1,
         pid,
     };

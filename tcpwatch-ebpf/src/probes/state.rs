@@ -263,6 +263,8 @@ fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
                 backlog: sock.sk_max_ack_backlog(),
                 queue: sock.sk_ack_backlog(),
                 drops: sock.sk_drops(),
+                half_open: sock.icsk_accept_qlen(),
+                reserved: 0,
                 up: u32::from(up),
                 pid: ctx.tgid(),
             });

@@ -30,6 +30,11 @@ impl Listeners {
         true
     }
 
+    /// Handshakes under way at all of them.
+    pub(crate) fn half_open(&self) -> u64 {
+        self.known.values().map(|record| u64::from(record.half_open)).sum()
+    }
+
     /// All of them, those that share an address as one, ordered by address.
     pub(crate) fn stats(&self) -> Vec<ListenerStats> {
         let mut by_address: BTreeMap<(u16, [u8; 16]), ListenerStats> = BTreeMap::new();
@@ -64,9 +69,9 @@ mod tests {
     use super::*;
 
     fn record(cookie: u64, port: u16, up: u32) -> ListenerRecord {
-        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 88, ktime_ns: 0 };
+        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 96, ktime_ns: 0 };
         let key = ConnKey { local_port: port, ..ConnKey::EMPTY };
-        ListenerRecord { header, cookie, key, backlog: 128, queue: 3, drops: 1, up, pid: 1 }
+        ListenerRecord { header, cookie, key, backlog: 128, queue: 3, drops: 1, half_open: 0, reserved: 0, up, pid: 1 }
     }
 
     #[test]

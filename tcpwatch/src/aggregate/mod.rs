@@ -156,6 +156,9 @@ impl Aggregator {
         if let Some(time_wait) = states.get_mut(TcpState::TimeWait as usize) {
             *time_wait = reading.namespaces.iter().map(|n| n.time_wait).sum();
         }
+        if let Some(half_open) = states.get_mut(TcpState::SynRecv as usize) {
+            *half_open += self.listeners.half_open();
+        }
         Snapshot {
             ktime_ns: reading.ktime_ns,
             facts: Arc::clone(&self.facts),
@@ -242,8 +245,19 @@ pub(crate) mod tests {
         let mut aggregator = aggregator();
         let mut key = ConnKey::EMPTY;
         key.local_port = 443;
-        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 88, ktime_ns: 0 };
-        let listener = ListenerRecord { header, cookie: 1, key, backlog: 128, queue: 0, drops: 0, up: 1, pid: 1 };
+        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 96, ktime_ns: 0 };
+        let listener = ListenerRecord {
+            header,
+            cookie: 1,
+            key,
+            backlog: 128,
+            queue: 0,
+            drops: 0,
+            half_open: 0,
+            reserved: 0,
+            up: 1,
+            pid: 1,
+        };
         let grant = aggregator.apply(&Record::Listener(listener)).unwrap();
         let mut counters = counters(aggregator.slots_used());
         let quiet = aggregator.snapshot(&counters, Reading::default());

@@ -19,6 +19,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("services_get_labels_and_the_gauge_follows", services),
         trial("listeners_older_than_the_daemon_give_direction_and_service", older_listener),
         trial("half_closed_connections_are_read_between_their_transitions", half_closed),
+        trial("what_is_written_before_a_close_counts_to_the_last_byte", write_and_close),
+        trial("half_open_connections_are_shown", half_open),
         trial("sockets_that_are_connected_again_begin_anew", reconnected),
         trial("listeners_show_queue_limit_and_overflows", listener_queue),
         trial("time_wait_is_what_the_kernel_counts", time_wait),
@@ -259,5 +261,35 @@ fn time_wait() -> Result<()> {
         traffic.connect_to(&server)?.close(End::Client)?;
     }
     daemon.wait("four sockets in TIME_WAIT", |m| m.count("tcpwatch_connections", &["state=\"TIME_WAIT\""]) == 4)?;
+    Ok(())
+}
+
+fn write_and_close() -> Result<()> {
+    let path = Path::builder().delay(Duration::from_millis(3)).build()?;
+    let daemon = Daemon::watching(&[path.a(), path.b()])?;
+    let mut pair = Traffic::over(&path, Family::V6).connect()?;
+    let mut server = pair.server.try_clone()?;
+    let reader = std::thread::spawn(move || std::io::copy(&mut server, &mut std::io::sink()));
+    std::io::Write::write_all(&mut pair.client, &vec![7; 1_000_000])?;
+    // Most of it is still in the send queue: it leaves from FIN_WAIT1, after the last descriptor is gone.
+    drop(pair);
+    let read = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    ensure!(read == 1_000_000, "{read} bytes arrived");
+    let metrics = daemon.wait("both closes", |m| m.count(CLOSED, &[]) == 2)?;
+    let sent = metrics.count("tcpwatch_sent_bytes_total", &["direction=\"outbound\""]);
+    equal("sent", sent, 1_000_000, &metrics)?;
+    let received = metrics.count("tcpwatch_received_bytes_total", &["direction=\"inbound\""]);
+    equal("received", received, 1_000_000, &metrics)?;
+    nothing_lost(&metrics)
+}
+
+fn half_open() -> Result<()> {
+    let path = Path::builder().build()?;
+    let daemon = Daemon::watching(&[path.b()])?;
+    let traffic = Traffic::over(&path, Family::V4);
+    let server = traffic.listen()?;
+    path.backward().drop_syn_acks(100);
+    ensure!(!traffic.try_connect(&server, Duration::from_millis(100))?, "it connected without a SYN-ACK");
+    daemon.wait("the half-open connection", |m| m.count("tcpwatch_connections", &["state=\"SYN_RECV\""]) == 1)?;
     Ok(())
 }

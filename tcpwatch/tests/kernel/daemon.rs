@@ -156,6 +156,11 @@ impl Metrics {
             .sum()
     }
 
+    /// How many series there are.
+    pub(crate) fn series(&self) -> usize {
+        self.0.len()
+    }
+
     /// The same as a whole number.
     pub(crate) fn count(&self, metric: &str, labels: &[&str]) -> i64 {
         self.sum(metric, labels).round() as i64
