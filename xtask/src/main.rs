@@ -6,6 +6,7 @@ mod docs;
 mod lint;
 mod packages;
 mod process;
+mod prometheus;
 mod run;
 mod setup;
 mod test;

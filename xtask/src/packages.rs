@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -58,6 +59,15 @@ impl Apt {
         let mut words = vec!["install", "--quiet", "--yes", "--no-install-recommends", "--no-remove"];
         words.extend(packages.iter().map(String::as_str));
         apt_get(&words)
+    }
+
+    /// Fetches a package into a folder and leaves it there; for that nobody need be root.
+    pub(crate) fn download(&mut self, package: &str, folder: &Path) -> Result<()> {
+        self.update()?;
+        let mut command = Command::new("apt-get");
+        // For root it would fetch as another user, who may not write there.
+        command.args(["download", "--quiet", "--option", "APT::Sandbox::User=root", package]).current_dir(folder);
+        succeed(command.stdin(Stdio::null()).stdout(io::stderr()))
     }
 }
 

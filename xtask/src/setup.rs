@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     packages::{self, Apt, BENCH_TOOLS, COMPILERS, LINKER_LLVMS, TEST_TOOLS},
     process::{cargo, say, succeed, works},
+    prometheus,
     toolchain::{self, Compiler, Core, LINKER_VAR, LINKER_VERSION, Missing, REMEDY, RUSTC_VAR},
 };
 
@@ -32,6 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         setup.linker(compiler.version.llvm)?;
     }
     setup.tools(args.bench)?;
+    setup.prometheus()?;
     if !setup.missing.is_empty() {
         bail!("missing: {}; {REMEDY}", setup.missing.join(", "));
     }
@@ -194,6 +196,24 @@ impl Setup {
             return Ok(());
         }
         self.install(&packages)
+    }
+
+    /// What the tests hold rules and dashboard against.
+    fn prometheus(&mut self) -> Result<()> {
+        let folder = match (prometheus::find(), &mut self.apt) {
+            (Some(folder), _) => folder,
+            (None, _) if self.check => {
+                self.missing.push("prometheus".to_owned());
+                return Ok(());
+            }
+            (None, _) if env::var_os(prometheus::FOLDER_VAR).is_some() => {
+                bail!("{} names a folder without the programs; {}", prometheus::FOLDER_VAR, prometheus::REMEDY)
+            }
+            (None, Some(apt)) => prometheus::fetch(apt)?,
+            (None, None) => bail!("no prometheus: {}", prometheus::REMEDY),
+        };
+        say!("prometheus: {}", folder.display());
+        Ok(())
     }
 
     fn install(&mut self, packages: &[String]) -> Result<()> {

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     docs, lint,
     process::{cargo, cargo_runs_as_root, root, say, show},
-    setup,
+    prometheus, setup,
 };
 
 /// Lint, check the docs, run the unit tests and the suites on the real kernel
@@ -142,6 +142,9 @@ fn kernel_tests(package: &[&str], args: &Args) -> Result<Count> {
     let mut command = cargo()?;
     command.args(["test", "--no-fail-fast", "--release"]).args(cargo_runs_as_root()?);
     command.arg("--package").args(package).arg("--").args(&args.filter);
+    if let Some(folder) = prometheus::find() {
+        command.env(prometheus::FOLDER_VAR, folder);
+    }
     if !args.allow_skips {
         command.env("TCPWATCH_FORBID_SKIPS", "1");
     }

@@ -180,9 +180,14 @@ pub(crate) fn find_linker(llvm: u32) -> Result<Linker, Missing> {
 
 /// Where setup installs the bpf-linker for this LLVM: outside the work tree, so that every clone shares it.
 pub(crate) fn linker_root(llvm: u32) -> Option<PathBuf> {
+    Some(cache()?.join(format!("bpf-linker-{LINKER_VERSION}-llvm{llvm}")))
+}
+
+/// Where setup puts what it makes or fetches.
+pub(crate) fn cache() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
     let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
-    Some(cache.join("tcpwatch").join(format!("bpf-linker-{LINKER_VERSION}-llvm{llvm}")))
+    Some(cache.join("tcpwatch"))
 }
 
 /// The first executable of this name in PATH.
