@@ -3,8 +3,10 @@
 
 mod connections;
 mod daemon;
+mod dashboard;
 mod operations;
 mod overflow;
+mod prometheus;
 mod resets;
 mod retransmits;
 mod rtt;
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     trials.extend(rtt::trials());
     trials.extend(overflow::trials());
     trials.extend(operations::trials());
+    trials.extend(prometheus::trials());
     harness::run(trials)
 }
 
