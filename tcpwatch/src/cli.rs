@@ -7,6 +7,7 @@ use std::env;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -46,6 +47,10 @@ pub(crate) enum Command {
     Run(Run),
     /// Tell what this kernel offers, what is attached and what is lost
     Doctor(Doctor),
+    /// Record everything that the daemon would see, to replay it anywhere
+    Record(Record),
+    /// Show a recording as it was when it was made
+    Replay(Replay),
     /// Check a configuration file, with the environment as it is
     CheckConfig(CheckConfig),
     /// Print the settings that hold, and where each comes from
@@ -71,6 +76,44 @@ pub(crate) struct Doctor {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `tcpwatch record`.
+#[derive(Debug, Args)]
+pub(crate) struct Record {
+    /// The file to make; it must not exist
+    pub(crate) file: PathBuf,
+    /// Time after which to stop, such as 90s or 10m; without it, at SIGINT or SIGTERM
+    #[arg(long, value_name = "T", value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Print the metrics of the last snapshot, and no summary: what a replay must give
+    #[arg(long, hide = true)]
+    pub(crate) metrics: bool,
+}
+
+/// `tcpwatch replay`.
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// A file that `tcpwatch record` made
+    pub(crate) file: PathBuf,
+    /// What to show [default: metrics]
+    #[command(subcommand)]
+    pub(crate) reader: Option<Reader>,
+}
+
+/// A way to look at a recording.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Reader {
+    /// Print the metrics, without those of the running process
+    Metrics(MetricsReader),
+}
+
+/// `tcpwatch replay FILE metrics`.
+#[derive(Debug, Args)]
+pub(crate) struct MetricsReader {
+    /// Number of the snapshot, from 1 [default: the last]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) at: Option<u64>,
 }
 
 /// `tcpwatch check-config`.
@@ -155,7 +198,7 @@ impl Cli {
 /// Writes the answer to a question that the program can answer by itself; false when `cli` asks for something else.
 pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> {
     let text = match &cli.command {
-        Command::Run(_) | Command::Doctor(_) => return Ok(false),
+        Command::Run(_) | Command::Doctor(_) | Command::Record(_) | Command::Replay(_) => return Ok(false),
         Command::CheckConfig(_) => verdict(&cli.resolve()?),
         Command::Config => shown(&cli.resolve()?),
         Command::Completions(Completions { shell }) => completions(*shell),
@@ -167,6 +210,10 @@ pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> 
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
         written => written.map(|()| true).map_err(CliError::Output),
     }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    config::duration(text).ok_or_else(|| "it must be a time such as 500ms, 90s or 10m".to_owned())
 }
 
 fn version(commit: &str) -> String {
@@ -258,8 +305,19 @@ mod tests {
     }
 
     #[test]
+    fn the_time_of_a_recording_and_the_number_of_a_snapshot_are_checked() {
+        for line in ["record", "record f --duration 5", "record f --duration 0s", "replay", "replay f metrics --at 0"] {
+            assert_eq!(parse(&format!("tcpwatch {line}")).unwrap_err().exit_code(), i32::from(USAGE), "{line}");
+        }
+        let Command::Record(record) = parse("tcpwatch record f --duration 2m").unwrap().command else {
+            panic!("other")
+        };
+        assert_eq!(record.duration, Some(Duration::from_secs(120)));
+    }
+
+    #[test]
     fn run_and_doctor_are_left_to_others() {
-        for line in ["tcpwatch run", "tcpwatch doctor --json"] {
+        for line in ["tcpwatch run", "tcpwatch doctor --json", "tcpwatch record f", "tcpwatch replay f"] {
             assert!(!answer(&parse(line).unwrap(), &mut Vec::new()).unwrap());
         }
     }

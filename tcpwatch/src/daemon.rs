@@ -12,23 +12,26 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::aggregate::services::{Grant, Services};
-use crate::aggregate::snapshot::{Facts, NamespaceStats, ProbeState, Snapshot};
-use crate::aggregate::table::ConnTable;
-use crate::aggregate::{Aggregator, Reading};
+use crate::aggregate::Reading;
+use crate::aggregate::services::Grant;
+use crate::aggregate::snapshot::{Facts, ProbeState, Snapshot};
 use crate::config::{Config, Sampling};
 use crate::http::{self, HttpError};
 use crate::instance::{Instance, InstanceError};
 use crate::kernel::facts::{FactsError, KernelFacts};
 use crate::kernel::load::{self, LoadError, Loaded};
 use crate::kernel::maps::{Maps, MapsError};
-use crate::kernel::{iterate, stats};
+use crate::kernel::stats;
+use crate::metrics::MetricsError;
+use crate::recording::{Beginning, Intake, NewFile, Recorder, RecordingError, Written};
+use crate::source::adopt::{Walker, adopt};
+use crate::source::listeners;
+use crate::source::namespaces::Surroundings;
 use crate::source::ringbuf::{Batch, RingSource};
-use crate::source::{listeners, namespaces};
 use crate::{cli, sys};
 
 /// How often a snapshot is published.
-const TICK: Duration = Duration::from_secs(1);
+pub(crate) const TICK: Duration = Duration::from_secs(1);
 
 /// Why the daemon ends.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,12 @@ pub(crate) enum DaemonError {
     /// The socket path cannot be used.
     #[error(transparent)]
     Instance(#[from] InstanceError),
+    /// The recording cannot be written.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    /// A mistake in the catalogue.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// A namespace of the filter cannot be read.
     #[error("`netns` names {}, which cannot be read: {source}; name a file like /proc/PID/ns/net", path.display())]
     Netns {
@@ -75,7 +84,13 @@ impl DaemonError {
         match self {
             Self::Facts(_) | Self::Load(_) => cli::NOT_PERMITTED,
             Self::Netns { .. } => cli::USAGE,
-            Self::Maps(_) | Self::Http(_) | Self::Instance(_) | Self::System { .. } | Self::Output(_) => cli::FAILED,
+            Self::Maps(_)
+            | Self::Http(_)
+            | Self::Instance(_)
+            | Self::Recording(_)
+            | Self::Metrics(_)
+            | Self::System { .. }
+            | Self::Output(_) => cli::FAILED,
         }
     }
 }
@@ -114,7 +129,7 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
     let _instance = Instance::claim(&config.socket)?;
     let listener = http::bind(config.listen).await?;
     let (facts, loaded) = attach(config)?;
-    let mut daemon = Daemon::new(config, &facts, loaded)?;
+    let mut daemon = Daemon::new(config, &facts, loaded, None)?;
     let (publish, snapshots) = watch::channel(None::<Arc<Snapshot>>);
     let (ask, mut asked) = tokio::sync::mpsc::channel(http::REFRESHES);
     daemon.publish(&publish)?;
@@ -122,7 +137,8 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
     let server = tokio::spawn(http::serve(listener, config.clone(), snapshots, ask));
     drop(facts);
     sys::release_free_memory();
-    daemon.announce(address);
+    daemon.announce();
+    log::info!("metrics at http://{address}/metrics");
     notify_ready();
 
     let mut tick = tokio::time::interval(TICK);
@@ -131,10 +147,7 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            batch = daemon.source.next_batch(|record| daemon.inbox.take(record)) => {
-                let batch = batch.map_err(system("read the ring buffer"))?;
-                daemon.after(batch)?;
-            }
+            more = daemon.next_batch() => more?,
             _ = tick.tick() => {
                 daemon.govern()?;
                 daemon.walk();
@@ -155,7 +168,8 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-fn attach(config: &Config) -> Result<(KernelFacts, Loaded), DaemonError> {
+/// Loads the programs.
+pub(crate) fn attach(config: &Config) -> Result<(KernelFacts, Loaded), DaemonError> {
     let facts = KernelFacts::gather(Path::new("/"))?;
     let loaded = load::load(&facts, &options(config)?)?;
     Ok((facts, loaded))
@@ -169,24 +183,28 @@ fn notify_ready() {
 }
 
 /// Records on their way from the ring to the kernel's tables and back.
-struct Inbox {
-    aggregator: Aggregator,
-    grants: Vec<Grant>,
+pub(crate) struct Inbox {
+    /// Where everything goes in.
+    pub(crate) intake: Intake,
+    /// Slots to tell the kernel programs of.
+    pub(crate) grants: Vec<Grant>,
 }
 
 impl Inbox {
-    fn take(&mut self, record: &[u8]) {
-        self.grants.extend(self.aggregator.take(record));
+    /// Takes one record.
+    pub(crate) fn take(&mut self, record: &[u8]) {
+        self.grants.extend(self.intake.take(record));
     }
 }
 
-struct Daemon {
+/// The programs, the aggregator and what goes between them.
+pub(crate) struct Daemon {
     source: RingSource,
     inbox: Inbox,
     maps: Maps,
     ebpf: aya::Ebpf,
     _log: Option<tokio::task::JoinHandle<()>>,
-    facts: Arc<Facts>,
+    facts: Facts,
     governor: Governor,
     walker: Walker,
     surroundings: Surroundings,
@@ -195,27 +213,33 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn new(config: &Config, kernel: &KernelFacts, loaded: Loaded) -> Result<Self, DaemonError> {
+    /// Begins to watch, and to record if there is a file to record to.
+    pub(crate) fn new(
+        config: &Config,
+        kernel: &KernelFacts,
+        loaded: Loaded,
+        record_to: Option<NewFile>,
+    ) -> Result<Self, DaemonError> {
         let Loaded { mut ebpf, mut maps, probes } = loaded;
-        let facts = Arc::new(Facts {
+        let facts = Facts {
             kernel_release: kernel.release.clone(),
-            sampling_mode: if config.sampling == Sampling::Tick { "tick" } else { "every-ack" },
+            sampling_mode: if config.sampling == Sampling::Tick { "tick" } else { "every-ack" }.into(),
             reasons: kernel.reasons.clone(),
             probes,
-        });
+        };
+        let beginning = Beginning {
+            facts,
+            services: config.services as usize,
+            service_ports: config.service_ports.clone(),
+            table_capacity: config.max_connections as usize,
+            ktime_ns: sys::monotonic_ns(),
+        };
+        let recorder = record_to.map(|file| Recorder::begin(file, &beginning)).transpose()?;
         let events = maps.events.take().ok_or(MapsError::Missing("EVENTS"))?;
         let source =
             RingSource::new(events).map_err(|source| DaemonError::System { what: "watch the ring buffer", source })?;
-        let services = Services::new(config.services as usize, &config.service_ports);
-        let mut inbox = Inbox {
-            grants: services.grants(),
-            aggregator: Aggregator::new(
-                Arc::clone(&facts),
-                services,
-                ConnTable::new(config.max_connections as usize),
-                sys::monotonic_ns(),
-            ),
-        };
+        let (intake, grants) = Intake::new(&beginning, recorder);
+        let mut inbox = Inbox { intake, grants };
         for grant in inbox.grants.drain(..) {
             maps.set_service(grant.key, grant.slot)?;
         }
@@ -228,9 +252,9 @@ impl Daemon {
             maps,
             ebpf,
             _log: log,
-            facts,
+            facts: beginning.facts,
             governor,
-            walker: Walker { next_ns: 0, works: true },
+            walker: Walker::new(),
             surroundings: Surroundings::new(config, options(config)?.netns),
             hz: kernel.hz,
             ring_used: 0,
@@ -240,8 +264,8 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// What `run` says when it is ready: what it watches, and where to look.
-    fn announce(&self, address: std::net::SocketAddr) {
+    /// What is said at the beginning: what is watched, and what is not.
+    pub(crate) fn announce(&self) {
         let attached = self.facts.probes.iter().filter(|p| p.state == ProbeState::Attached).count();
         let total = self.facts.probes.len();
         let release = &self.facts.kernel_release;
@@ -251,7 +275,12 @@ impl Daemon {
                 log::warn!("probe {} ({}): {why}; without it: no {}", probe.probe, probe.hook, probe.loses);
             }
         }
-        log::info!("metrics at http://{address}/metrics");
+    }
+
+    /// Waits for records and takes a batch of them.
+    pub(crate) async fn next_batch(&mut self) -> Result<(), DaemonError> {
+        let batch = self.source.next_batch(|record| self.inbox.take(record)).await;
+        self.after(batch.map_err(|source| DaemonError::System { what: "read the ring buffer", source })?)
     }
 
     fn after(&mut self, batch: Batch) -> Result<(), DaemonError> {
@@ -271,23 +300,29 @@ impl Daemon {
         Ok(self.maps.set_sample_interval(jiffies.ceil() as u64)?)
     }
 
-    fn govern(&mut self) -> Result<(), DaemonError> {
-        if self.governor.adjust(self.inbox.aggregator.samples(), TICK) {
+    /// Keeps the budget of records; to be called with every [`TICK`].
+    pub(crate) fn govern(&mut self) -> Result<(), DaemonError> {
+        if self.governor.adjust(self.inbox.intake.aggregator().samples(), TICK) {
             self.apply_interval()?;
         }
         Ok(())
     }
 
-    fn walk(&mut self) {
+    pub(crate) fn walk(&mut self) {
         self.walker.walk(&mut self.inbox, &self.ebpf, self.governor.interval);
         self.surroundings.look();
     }
 
-    /// Takes what waits in the ring, reads the counters, and publishes what they add up to.
     fn publish(&mut self, publish: &watch::Sender<Option<Arc<Snapshot>>>) -> Result<(), DaemonError> {
+        publish.send_replace(Some(self.read()?));
+        Ok(())
+    }
+
+    /// Takes what waits in the ring, reads the counters, and returns what they add up to.
+    pub(crate) fn read(&mut self) -> Result<Arc<Snapshot>, DaemonError> {
         let batch = self.source.take_ready(|record| self.inbox.take(record));
         self.after(batch)?;
-        let counters = self.maps.read(self.inbox.aggregator.slots_used())?;
+        let counters = self.maps.read(self.inbox.intake.aggregator().slots_used())?;
         let reading = Reading {
             ktime_ns: sys::monotonic_ns(),
             programs: stats::programs(&self.ebpf),
@@ -297,117 +332,16 @@ impl Daemon {
             sample_interval_seconds: self.governor.interval.as_secs_f64(),
             namespaces: self.surroundings.stats.clone(),
         };
-        let snapshot = self.inbox.aggregator.snapshot(&counters, reading);
-        publish.send_replace(Some(Arc::new(snapshot)));
-        Ok(())
-    }
-}
-
-/// What was there before the daemon: listeners first, because directions and services depend on them.
-fn adopt(inbox: &mut Inbox, maps: &mut Maps, ebpf: &mut aya::Ebpf, config: &Config) -> Result<(), DaemonError> {
-    let namespaces = namespaces::find(&config.netns);
-    let mut walked = false;
-    for connections in [false, true] {
-        maps.adopt_connections(connections)?;
-        let files = iterate::files(ebpf);
-        let passes = namespaces.values().map(|path| (path.display().to_string(), iterate::sockets(ebpf, path)));
-        for (where_, output) in std::iter::once(("all processes".to_owned(), files)).chain(passes) {
-            match output {
-                Ok(output) => {
-                    walked = true;
-                    iterate::records(&output).for_each(|record| inbox.take(record));
-                }
-                // Its last process may have ended meanwhile, and with it the namespace.
-                Err(error) => {
-                    log::debug!("sockets of {where_} that are older than tcpwatch are not known yet: {error}")
-                }
-            }
+        let snapshot = self.inbox.intake.read(&counters, &reading);
+        if let Some(recorder) = self.inbox.intake.recorder() {
+            recorder.flush()?;
         }
-        for grant in inbox.grants.drain(..) {
-            maps.set_service(grant.key, grant.slot)?;
-        }
-    }
-    if walked { Ok(()) } else { seed_listeners(inbox, maps) }
-}
-
-/// Without iterators: the ports of the own network namespace that something listens on already.
-fn seed_listeners(inbox: &mut Inbox, maps: &mut Maps) -> Result<(), DaemonError> {
-    let found = listeners::netns_inode(Path::new("/proc/self/ns/net"))
-        .and_then(|netns| listeners::ports(Path::new("/proc/net")).map(|ports| (netns, ports)));
-    match found {
-        Ok((netns, ports)) => {
-            for port in ports {
-                maps.add_listener(netns, port)?;
-                inbox.grants.extend(inbox.aggregator.listening(port));
-            }
-        }
-        Err(error) => log::warn!("listeners that are older than tcpwatch are not known: {error}"),
-    }
-    Ok(())
-}
-
-/// Reads what the tracepoints are silent about, at most so often that it takes a hundredth of a CPU.
-struct Walker {
-    next_ns: u64,
-    works: bool,
-}
-
-/// A pass over the tracked sockets may take this share of the time.
-const WALK_SHARE: u64 = 100;
-
-impl Walker {
-    fn walk(&mut self, inbox: &mut Inbox, ebpf: &aya::Ebpf, interval: Duration) {
-        let began = sys::monotonic_ns();
-        if !self.works || began < self.next_ns {
-            return;
-        }
-        match iterate::tracked(ebpf) {
-            Ok(output) => iterate::records(&output).for_each(|record| inbox.take(record)),
-            Err(error) => {
-                log::warn!("half-closed connections are not read between their transitions: {error}");
-                self.works = false;
-            }
-        }
-        let took = sys::monotonic_ns() - began;
-        // A little less than the interval, so that the tick it is checked at does not miss it.
-        self.next_ns = began + (interval.as_nanos() as u64 * 9 / 10).max(took * WALK_SHARE);
-    }
-}
-
-/// Network namespaces and what the kernel counts in them.
-struct Surroundings {
-    configured: Vec<PathBuf>,
-    filtered: Vec<u32>,
-    known: std::collections::BTreeMap<u32, PathBuf>,
-    searched_ns: u64,
-    stats: Vec<NamespaceStats>,
-}
-
-/// How often namespaces are looked for, ns.
-const SEARCH_NS: u64 = 10_000_000_000;
-
-impl Surroundings {
-    fn new(config: &Config, filtered: Vec<u32>) -> Self {
-        Self {
-            configured: config.netns.clone(),
-            filtered,
-            known: std::collections::BTreeMap::new(),
-            searched_ns: 0,
-            stats: Vec::new(),
-        }
+        Ok(snapshot)
     }
 
-    fn look(&mut self) {
-        let now = sys::monotonic_ns();
-        if self.known.is_empty() || now - self.searched_ns >= SEARCH_NS {
-            self.known = namespaces::find(&self.configured);
-            if !self.filtered.is_empty() {
-                self.known.retain(|inode, _| self.filtered.contains(inode));
-            }
-            self.searched_ns = now;
-        }
-        // One that cannot be read has ended, or its last process has: the next search will tell.
-        self.stats = self.known.iter().filter_map(|(inode, path)| namespaces::read(*inode, path).ok()).collect();
+    /// Ends the recording.
+    pub(crate) fn finish(self) -> Result<Written, DaemonError> {
+        Ok(self.inbox.intake.into_recorder().map_or(Ok(Written::default()), Recorder::finish)?)
     }
 }
 

@@ -17,6 +17,9 @@ mod instance;
 mod kernel;
 mod metrics;
 mod objects;
+mod record;
+mod recording;
+mod replay;
 mod source;
 mod sys;
 
@@ -51,6 +54,11 @@ struct Failure {
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
+    // It needs no settings, so that wrong ones are not in its way.
+    if let Command::Replay(args) = &cli.command {
+        let shown = replay::run(args, &mut std::io::stdout().lock());
+        return shown.map_err(|error| Failure { status: error.status(), text: error.to_string() });
+    }
     let resolved = cli.resolve().map_err(|error| Failure { status: cli::USAGE, text: error.to_string() })?;
     start_log(&resolved.config);
     for warning in &resolved.warnings {
@@ -58,6 +66,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
     match &cli.command {
         Command::Doctor(doctor) => doctor::run(&resolved.config, doctor.json),
+        Command::Record(args) => record::run(&resolved.config, args),
         _ => daemon::run(&resolved.config),
     }
     .map_err(|error| Failure { status: error.status(), text: error.to_string() })

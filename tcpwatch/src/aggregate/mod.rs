@@ -24,7 +24,7 @@ use crate::kernel::maps::{Counters, SlotCounters};
 const DECODE_REASONS: [&str; 3] = ["too_short", "abi_mismatch", "unknown_kind"];
 
 /// What the daemon knows beyond the counters when it asks for a snapshot.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Reading {
     /// ns of CLOCK_MONOTONIC.
     pub(crate) ktime_ns: u64,

@@ -1,7 +1,9 @@
 //! The one model that every output reads: a consistent picture of a moment, never changed after it was published.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tcpwatch_common::counters::{Loss, dist, group};
 use tcpwatch_common::record::Kind;
 use tcpwatch_common::state::{Direction, STATES};
@@ -94,7 +96,7 @@ pub(crate) struct ProgramStats {
 }
 
 /// How a probe ended up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ProbeState {
     /// It runs.
     Attached,
@@ -105,18 +107,18 @@ pub(crate) enum ProbeState {
 }
 
 /// A probe of the table, and what became of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProbeStatus {
     /// Name of the probe in the table, which is also that of its program.
     pub(crate) probe: String,
     /// Kind of hook: `tp_btf`, `raw_tp`, `fentry`, `kprobe`.
-    pub(crate) hook: &'static str,
+    pub(crate) hook: Cow<'static, str>,
     /// Without it the daemon does not start.
     pub(crate) required: bool,
     /// What became of it.
     pub(crate) state: ProbeState,
     /// What users lose without it.
-    pub(crate) loses: &'static str,
+    pub(crate) loses: Cow<'static, str>,
 }
 
 /// The connection table.
@@ -154,12 +156,12 @@ pub(crate) struct SelfStats {
 }
 
 /// Facts that do not change while the daemon runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Facts {
     /// `uname -r`.
     pub(crate) kernel_release: String,
     /// `every-ack` or `tick`.
-    pub(crate) sampling_mode: &'static str,
+    pub(crate) sampling_mode: Cow<'static, str>,
     /// Names of the kernel's reset reasons by number, in lower case and without the enum's prefix; 0 is `none`.
     pub(crate) reasons: Vec<String>,
     /// The probes and what became of them.

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 pub(crate) use keys::{Config, SETTINGS, Sampling, example};
 pub(crate) use resolve::{Choice, Flag, Layers, Resolved, resolve};
+pub(crate) use rules::duration;
 
 /// Where the daemon looks for its settings when no other file is named.
 pub(crate) const DEFAULT_FILE: &str = "/etc/tcpwatch/tcpwatch.toml";

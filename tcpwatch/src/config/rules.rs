@@ -129,6 +129,11 @@ pub(crate) struct Span<const MIN_MS: u64, const MAX_MS: u64>;
 /// Units of time, the largest first, in milliseconds.
 const TIMES: [(&str, u64); 3] = [("m", 60_000), ("s", 1000), ("ms", 1)];
 
+/// A time of a flag, written as in the file, of a millisecond at least.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    from_units(text, &TIMES).filter(|ms| *ms > 0).map(Duration::from_millis)
+}
+
 impl<const MIN_MS: u64, const MAX_MS: u64> Rule for Span<MIN_MS, MAX_MS> {
     type Value = Duration;
 

@@ -189,7 +189,8 @@ fn attach_resets(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, way: &Reset
         .map(|probe| {
             let mut status = status(probe, attach(ebpf, btf, facts, probe));
             if partial && status.state == ProbeState::Attached {
-                status.loses = "passive resets incomplete: this kernel's tracepoint misses those without a full socket";
+                status.loses =
+                    "passive resets incomplete: this kernel's tracepoint misses those without a full socket".into();
             }
             status
         })
@@ -234,7 +235,7 @@ enum Refused {
 fn status(probe: &Probe, outcome: Result<(), Refused>) -> ProbeStatus {
     ProbeStatus {
         probe: probe.program.to_owned(),
-        hook: probe.hook.kind(),
+        hook: probe.hook.kind().into(),
         required: probe.required,
         state: match outcome {
             Ok(()) => ProbeState::Attached,
@@ -242,7 +243,7 @@ fn status(probe: &Probe, outcome: Result<(), Refused>) -> ProbeStatus {
             Err(Refused::Failed(why)) => ProbeState::Broken(why),
             Err(Refused::NotPermitted(source)) => ProbeState::Broken(format!("not permitted: {source}")),
         },
-        loses: probe.loses,
+        loses: probe.loses.into(),
     }
 }
 

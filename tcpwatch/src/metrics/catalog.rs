@@ -343,6 +343,7 @@ pub(crate) const CATALOG: &[Metric] = &[
         .note("It grows with their number, so that `records_per_second` is kept.")
         .read(OWN, read::sample_interval),
     Metric::gauge("tcpwatch_snapshot_age_seconds", Unit::Seconds, "Age of the picture that this scrape shows.")
+        .of_process()
         .read(OWN, read::snapshot_age),
     Metric::gauge("tcpwatch_ring_size_bytes", Unit::Bytes, "Size of the ring buffer between kernel and daemon.")
         .read(OWN, read::ring_size),
@@ -356,35 +357,45 @@ pub(crate) const CATALOG: &[Metric] = &[
     Metric::gauge("tcpwatch_table_capacity", Unit::Count, "Connections that the daemon's table holds at most.")
         .read(OWN, read::table_capacity),
     Metric::gauge("tcpwatch_scrape_duration_seconds", Unit::Seconds, "Time that the last scrape took to prepare.")
+        .of_process()
         .read(OWN, read::scrape_duration),
     Metric::counter(
         "tcpwatch_http_disconnects_total",
         Unit::Count,
         "HTTP clients that went away before they had their answer.",
     )
-    .read(OWN, read::disconnects),
+    .of_process()
+        .read(OWN, read::disconnects),
     Metric::gauge("tcpwatch_build_info", Unit::Info, "What tcpwatch was built from.")
         .by(&[
             open("version", "the version", 1),
             follows(open("commit", "the commit, may be empty", 1)),
             follows(open("bpf_compiler", "what compiled the kernel programs", 1)),
         ])
+        .of_process()
         .read(OWN, read::build_info),
     Metric::gauge("tcpwatch_kernel_info", Unit::Info, "The kernel that is watched.")
         .by(&[open("release", "what `uname -r` prints", 1)])
         .read(OWN, read::kernel_info),
     Metric::counter("process_cpu_seconds_total", Unit::Seconds, "User and system time of the daemon.")
+        .of_process()
         .read(PROCESS, read::cpu_seconds),
     Metric::gauge("process_resident_memory_bytes", Unit::Bytes, "Resident memory of the daemon.")
+        .of_process()
         .read(PROCESS, read::resident_memory),
     Metric::gauge("process_virtual_memory_bytes", Unit::Bytes, "Virtual memory of the daemon.")
+        .of_process()
         .read(PROCESS, read::virtual_memory),
     Metric::gauge("process_open_fds", Unit::Count, "Open file descriptors of the daemon.")
+        .of_process()
         .read(PROCESS, read::open_fds),
     Metric::gauge("process_max_fds", Unit::Count, "File descriptors that the daemon may open.")
+        .of_process()
         .read(PROCESS, read::max_fds),
-    Metric::gauge("process_threads", Unit::Count, "Threads of the daemon.").read(PROCESS, read::threads),
+    Metric::gauge("process_threads", Unit::Count, "Threads of the daemon.").of_process()
+        .read(PROCESS, read::threads),
     Metric::gauge("process_start_time_seconds", Unit::Seconds, "When the daemon started, since the epoch.")
+        .of_process()
         .read(PROCESS, read::start_time),
 ];
 
@@ -408,6 +419,13 @@ mod tests {
             assert!(name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_'), "{name}");
             assert!(!name.contains("__") && !name.ends_with('_'), "{name}");
             assert!(seen.insert(name), "{name} twice");
+        }
+    }
+
+    #[test]
+    fn all_of_the_process_is_said_to_be_of_it() {
+        for metric in CATALOG.iter().filter(|metric| metric.name.starts_with("process_")) {
+            assert!(metric.of_process, "{}", metric.name);
         }
     }
 

@@ -11,8 +11,8 @@ use prometheus::{Registry, TextEncoder};
 use tokio::sync::watch;
 
 use super::catalog::CATALOG;
-use super::model::Type;
-use super::monotone::Monotone;
+use super::model::{Metric, Type};
+use super::monotone::{Monotone, Settled};
 use super::process::Process;
 use super::series::{Series, View};
 use crate::aggregate::snapshot::Snapshot;
@@ -110,9 +110,42 @@ impl Collector for Catalogue {
     }
 }
 
+/// Metrics without a registry and without those of the process: the same text for the same snapshots, wherever and
+/// whenever. As of a scraper that saw every snapshot it was shown.
+#[derive(Debug, Default)]
+pub(crate) struct Recorded {
+    monotone: Monotone,
+    settled: Option<Settled>,
+}
+
+impl Recorded {
+    /// Sees a snapshot.
+    pub(crate) fn take(&mut self, snapshot: &Snapshot) {
+        self.settled = Some(self.monotone.settle(snapshot));
+    }
+
+    /// The text of the newest; empty before the first.
+    pub(crate) fn text(&self) -> Result<String, MetricsError> {
+        let Some(settled) = &self.settled else { return Ok(String::new()) };
+        let view = View {
+            settled: Some(settled),
+            snapshot_age_seconds: 0.0,
+            process: Process::default(),
+            scrape_seconds: None,
+            disconnects: 0,
+        };
+        let families = families_of(&view, |metric| !metric.of_process);
+        Ok(TextEncoder::new().encode_to_string(&families)?)
+    }
+}
+
 /// Every metric of the catalogue that has series now.
 fn families(view: &View<'_>) -> Vec<MetricFamily> {
-    let families = CATALOG.iter().map(|metric| {
+    families_of(view, |_| true)
+}
+
+fn families_of(view: &View<'_>, wanted: impl Fn(&Metric) -> bool) -> Vec<MetricFamily> {
+    let families = CATALOG.iter().filter(|metric| wanted(metric)).map(|metric| {
         let mut series = Series::of(metric);
         (metric.read)(view, &mut series);
         let mut family = MetricFamily::default();

@@ -12,4 +12,4 @@ pub(crate) mod sample;
 mod series;
 
 pub(crate) use catalog::MOST_SERVICES;
-pub(crate) use export::{CONTENT_TYPE, Exporter};
+pub(crate) use export::{CONTENT_TYPE, Exporter, MetricsError, Recorded};

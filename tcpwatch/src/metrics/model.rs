@@ -93,6 +93,8 @@ pub(crate) struct Metric {
     pub(crate) buckets: Option<Buckets>,
     /// First version that has it.
     pub(crate) since: &'static str,
+    /// It tells of the process that prints it, and not of what that has seen: a replay does not show it.
+    pub(crate) of_process: bool,
     /// Reads its series.
     pub(crate) read: fn(&View<'_>, &mut Series),
 }
@@ -100,7 +102,19 @@ pub(crate) struct Metric {
 impl Metric {
     const fn new(name: &'static str, kind: Type, unit: Unit, help: &'static str) -> Self {
         let (labels, buckets) = (&[], None);
-        Self { name, area: "", kind, unit, help, note: "", labels, buckets, since: "0.1.0", read: |_, _| () }
+        Self {
+            name,
+            area: "",
+            kind,
+            unit,
+            help,
+            note: "",
+            labels,
+            buckets,
+            since: "0.1.0",
+            of_process: false,
+            read: |_, _| (),
+        }
     }
 
     /// A counter.
@@ -126,6 +140,11 @@ impl Metric {
     /// With these words in the documentation.
     pub(crate) const fn note(self, note: &'static str) -> Self {
         Self { note, ..self }
+    }
+
+    /// Told of the process that prints it.
+    pub(crate) const fn of_process(self) -> Self {
+        Self { of_process: true, ..self }
     }
 
     /// Under this heading, with its values from `read`.

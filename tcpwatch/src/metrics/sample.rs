@@ -100,16 +100,16 @@ pub(crate) fn full(services: u16) -> Snapshot {
 }
 
 fn facts() -> Facts {
-    let probe = |probe: &str, hook, state| ProbeStatus {
+    let probe = |probe: &str, hook: &'static str, state| ProbeStatus {
         probe: probe.to_owned(),
-        hook,
+        hook: hook.into(),
         required: false,
         state,
-        loses: "resets sent",
+        loses: "resets sent".into(),
     };
     Facts {
         kernel_release: "6.18.0-test".to_owned(),
-        sampling_mode: "every-ack",
+        sampling_mode: "every-ack".into(),
         reasons: ["none", "not_specified", "no_socket"].map(ToOwned::to_owned).to_vec(),
         probes: vec![
             probe("tcp_probe", "tp_btf", ProbeState::Attached),

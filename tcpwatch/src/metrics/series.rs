@@ -380,7 +380,7 @@ pub(super) fn probes(view: &View<'_>, out: &mut Series) {
             ProbeState::Attached => true,
             ProbeState::Unsupported(_) | ProbeState::Broken(_) => false,
         };
-        out.flag(&[&probe.probe, probe.hook], attached);
+        out.flag(&[&probe.probe, &probe.hook], attached);
     }
 }
 

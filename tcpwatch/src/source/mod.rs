@@ -1,5 +1,6 @@
 //! Where events come from: the ring buffer of the running kernel, and what was there before it.
 
+pub(crate) mod adopt;
 pub(crate) mod listeners;
 pub(crate) mod namespaces;
 pub(crate) mod ringbuf;

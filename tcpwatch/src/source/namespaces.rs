@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::listeners::netns_inode;
 use crate::aggregate::snapshot::NamespaceStats;
+use crate::config::Config;
 use crate::kernel::iterate::within;
+use crate::sys;
 
 /// Namespaces that are looked at; a host with more shows the first ones.
 const MOST: usize = 256;
@@ -51,6 +53,40 @@ pub(crate) fn read(inode: u32, path: &Path) -> io::Result<NamespaceStats> {
         time_wait: in_line(&sockstat, "TCP:", "tw").unwrap_or(0),
         listen_overflows: in_table(&netstat, "TcpExt:", "ListenOverflows").unwrap_or(0),
     })
+}
+
+/// Network namespaces and what the kernel counts in them.
+pub(crate) struct Surroundings {
+    configured: Vec<PathBuf>,
+    filtered: Vec<u32>,
+    known: BTreeMap<u32, PathBuf>,
+    searched_ns: u64,
+    /// The newest reading, by inode.
+    pub(crate) stats: Vec<NamespaceStats>,
+}
+
+/// How often namespaces are looked for, ns.
+const SEARCH_NS: u64 = 10_000_000_000;
+
+impl Surroundings {
+    /// Has not looked yet; `filtered` are the only ones of interest, if there are any.
+    pub(crate) fn new(config: &Config, filtered: Vec<u32>) -> Self {
+        Self { configured: config.netns.clone(), filtered, known: BTreeMap::new(), searched_ns: 0, stats: Vec::new() }
+    }
+
+    /// Reads them, and looks for new ones from time to time.
+    pub(crate) fn look(&mut self) {
+        let now = sys::monotonic_ns();
+        if self.known.is_empty() || now - self.searched_ns >= SEARCH_NS {
+            self.known = find(&self.configured);
+            if !self.filtered.is_empty() {
+                self.known.retain(|inode, _| self.filtered.contains(inode));
+            }
+            self.searched_ns = now;
+        }
+        // One that cannot be read has ended, or its last process has: the next search will tell.
+        self.stats = self.known.iter().filter_map(|(inode, path)| read(*inode, path).ok()).collect();
+    }
 }
 
 /// `TCP: inuse 5 orphan 0 tw 2 …`

@@ -132,7 +132,8 @@ impl Drop for Daemon {
 pub(crate) struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
-    fn parse(text: &str) -> Self {
+    /// Of the text of a scrape or a replay.
+    pub(crate) fn parse(text: &str) -> Self {
         Self(
             text.lines()
                 .filter(|line| !line.starts_with('#'))

@@ -7,6 +7,7 @@ mod dashboard;
 mod operations;
 mod overflow;
 mod prometheus;
+mod recording;
 mod resets;
 mod retransmits;
 mod rtt;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     trials.extend(overflow::trials());
     trials.extend(operations::trials());
     trials.extend(prometheus::trials());
+    trials.extend(recording::trials());
     harness::run(trials)
 }
 

@@ -1,0 +1,120 @@
+//! A recording: everything that an [`Aggregator`] was made from and given, in order. The aggregator is pure, so that
+//! feeding it the same again gives the same snapshots. It is fed through [`Intake`], live and from a file.
+//!
+//! `write` and `read` are the two ends; `codec` turns inputs into bytes, `frames` puts bytes into a file that can be
+//! checked. docs/RECORDINGS.md describes the format. The commands are in `record.rs` and `replay.rs`.
+
+mod codec;
+mod error;
+mod frames;
+#[cfg(test)]
+mod props;
+mod read;
+mod write;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::aggregate::services::{Grant, Services};
+use crate::aggregate::snapshot::{Facts, Snapshot};
+use crate::aggregate::table::ConnTable;
+use crate::aggregate::{Aggregator, Reading};
+use crate::kernel::maps::Counters;
+
+pub(crate) use error::RecordingError;
+pub(crate) use read::Recording;
+pub(crate) use write::{NewFile, Recorder, Written};
+
+/// What an aggregator is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Beginning {
+    /// Facts of the kernel and of the programs in it.
+    pub(crate) facts: Facts,
+    /// Services that can have a label.
+    pub(crate) services: usize,
+    /// Ports that are services from the start.
+    pub(crate) service_ports: Vec<u16>,
+    /// Connections that the table holds.
+    pub(crate) table_capacity: usize,
+    /// ns of CLOCK_MONOTONIC.
+    pub(crate) ktime_ns: u64,
+}
+
+/// One thing that an aggregator is given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Input<'a> {
+    /// Bytes from the ring buffer.
+    Record(&'a [u8]),
+    /// A port that something listened on before the daemon.
+    Listening(u16),
+    /// Counters, and what is known beyond them; it asks for a snapshot.
+    Reading(&'a Counters, &'a Reading),
+}
+
+/// The one way into an aggregator, live and replayed; what passes is recorded when that is wanted.
+pub(crate) struct Intake {
+    /// What it leads to; to be asked, and not to be given anything past this.
+    aggregator: Aggregator,
+    recorder: Option<Recorder>,
+}
+
+impl Intake {
+    /// A new aggregator, and what is to be told to the kernel programs at once.
+    pub(crate) fn new(beginning: &Beginning, recorder: Option<Recorder>) -> (Self, Vec<Grant>) {
+        let services = Services::new(beginning.services, &beginning.service_ports);
+        let grants = services.grants();
+        let table = ConnTable::new(beginning.table_capacity);
+        let aggregator = Aggregator::new(Arc::new(beginning.facts.clone()), services, table, beginning.ktime_ns);
+        (Self { aggregator, recorder }, grants)
+    }
+
+    /// The aggregator, to be asked.
+    pub(crate) fn aggregator(&self) -> &Aggregator {
+        &self.aggregator
+    }
+
+    /// The recorder, to be asked to write.
+    pub(crate) fn recorder(&mut self) -> Option<&mut Recorder> {
+        self.recorder.as_mut()
+    }
+
+    /// Ends it, and leaves the recorder.
+    pub(crate) fn into_recorder(self) -> Option<Recorder> {
+        self.recorder
+    }
+
+    /// Gives it bytes from the ring buffer; a grant is to be told to the kernel programs.
+    pub(crate) fn take(&mut self, record: &[u8]) -> Option<Grant> {
+        self.record(Input::Record(record));
+        self.aggregator.take(record)
+    }
+
+    /// Gives it a port that something listened on before the daemon; likewise.
+    pub(crate) fn listening(&mut self, port: u16) -> Option<Grant> {
+        self.record(Input::Listening(port));
+        self.aggregator.listening(port)
+    }
+
+    /// Gives it counters, and asks for a snapshot.
+    pub(crate) fn read(&mut self, counters: &Counters, reading: &Reading) -> Arc<Snapshot> {
+        self.record(Input::Reading(counters, reading));
+        Arc::new(self.aggregator.snapshot(counters, reading.clone()))
+    }
+
+    /// Gives it what was recorded. Grants were told to the kernel then: their effect is in the counters.
+    pub(crate) fn replay(&mut self, input: Input<'_>) -> Option<Arc<Snapshot>> {
+        match input {
+            Input::Record(bytes) => self.take(bytes),
+            Input::Listening(port) => self.listening(port),
+            Input::Reading(counters, reading) => return Some(self.read(counters, reading)),
+        };
+        None
+    }
+
+    fn record(&mut self, input: Input<'_>) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.add(input);
+        }
+    }
+}

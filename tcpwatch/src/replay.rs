@@ -1,0 +1,176 @@
+//! `tcpwatch replay`: the outputs of a recording, as they were when it was made. Needs no kernel and no privileges.
+//!
+//! A reader of recordings is a variant of `cli::Reader` and a function here that takes snapshots from a [`Playback`].
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use crate::aggregate::snapshot::Snapshot;
+use crate::cli::{self, Reader, Replay};
+use crate::metrics::{MetricsError, Recorded};
+use crate::recording::{Intake, Recording, RecordingError};
+
+/// Why a replay does not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReplayError {
+    /// The recording is not whole, or none.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    /// A mistake in the catalogue.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// Nobody takes the output.
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+}
+
+impl ReplayError {
+    /// The status to end with.
+    pub(crate) const fn status(&self) -> u8 {
+        match self {
+            Self::Recording(_) | Self::Metrics(_) | Self::Output(_) => cli::FAILED,
+        }
+    }
+}
+
+/// Shows a recording to the reader that was asked for. What is before a break in the file is shown all the same.
+pub(crate) fn run(args: &Replay, out: &mut impl Write) -> Result<(), ReplayError> {
+    let playback = Playback::of(Recording::open(&args.file)?);
+    match &args.reader {
+        None => metrics(playback, None, out),
+        Some(Reader::Metrics(reader)) => metrics(playback, reader.at, out),
+    }
+}
+
+/// The snapshots of a recording.
+pub(crate) struct Playback<R: io::Read = io::BufReader<std::fs::File>> {
+    recording: Recording<R>,
+    intake: Intake,
+}
+
+impl<R: io::Read> Playback<R> {
+    /// At the beginning.
+    pub(crate) fn of(recording: Recording<R>) -> Self {
+        let (intake, _) = Intake::new(recording.beginning(), None);
+        Self { recording, intake }
+    }
+
+    /// The next snapshot; `None` at the end of a whole recording. After an error there are no more.
+    pub(crate) fn next(&mut self) -> Result<Option<Arc<Snapshot>>, RecordingError> {
+        while let Some(input) = self.recording.next()? {
+            if let Some(snapshot) = self.intake.replay(input) {
+                return Ok(Some(snapshot));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The metrics of the last snapshot, or of number `at`, counted from 1.
+fn metrics<R: io::Read>(mut playback: Playback<R>, at: Option<u64>, out: &mut impl Write) -> Result<(), ReplayError> {
+    let mut shown = Recorded::default();
+    let mut found = 0;
+    let broken = loop {
+        if at == Some(found) {
+            break None;
+        }
+        match playback.next() {
+            Ok(Some(snapshot)) => shown.take(&snapshot),
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+        found += 1;
+    };
+    if broken.is_none()
+        && let Some(wanted) = at.filter(|at| *at > found)
+    {
+        return Err(playback.recording.no_snapshot(wanted, found).into());
+    }
+    match out.write_all(shown.text()?.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(ReplayError::Output(error)),
+        _ => {}
+    }
+    broken.map_or(Ok(()), |error| Err(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::cli::MetricsReader;
+
+    fn replayed(file: &Path, at: Option<u64>) -> (String, Result<(), ReplayError>) {
+        let mut out = Vec::new();
+        let reader = at.map(|at| Reader::Metrics(MetricsReader { at: Some(at) }));
+        let outcome = run(&Replay { file: file.to_owned(), reader }, &mut out);
+        (String::from_utf8(out).unwrap(), outcome)
+    }
+
+    /// The recordings of the repository; `recording::make` of the real-kernel tests makes them anew.
+    fn samples() -> Vec<std::path::PathBuf> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replay");
+        let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|e| e == "twr"));
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn recordings_of_real_traffic_give_the_metrics_beside_them() {
+        let files = samples();
+        assert!(files.len() >= 2, "{files:?}");
+        for file in files {
+            let (text, outcome) = replayed(&file, None);
+            outcome.unwrap();
+            assert!(fs::metadata(&file).unwrap().len() < 100_000, "{}", file.display());
+            let name = file.with_extension("metrics");
+            crate::golden::check(&format!("tests/replay/{}", name.file_name().unwrap().to_str().unwrap()), &text);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_found_by_its_number_and_the_last_is_the_default() {
+        let file = &samples()[0];
+        let (last, _) = replayed(file, None);
+        let mut count = 0;
+        let mut playback = Playback::of(Recording::open(file).unwrap());
+        while playback.next().unwrap().is_some() {
+            count += 1;
+        }
+        assert_eq!(replayed(file, Some(count)).0, last);
+        assert_ne!(replayed(file, Some(1)).0, last);
+        let (text, outcome) = replayed(file, Some(count + 1));
+        assert!(text.is_empty() && outcome.unwrap_err().to_string().contains(&format!("has {count} snapshots")));
+    }
+
+    #[test]
+    fn a_recording_that_breaks_off_is_shown_up_to_there_and_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let cut = folder.path().join("cut.twr");
+        let whole = fs::read(&samples()[0]).unwrap();
+        fs::write(&cut, &whole[..whole.len() - 3]).unwrap();
+        let (text, outcome) = replayed(&cut, None);
+        assert_eq!(text, replayed(&samples()[0], None).0, "only the end is missing");
+        let error = outcome.unwrap_err();
+        assert!(error.status() == 1 && error.to_string().contains("cut.twr: it breaks off in frame "), "{error}");
+        let mut other = whole;
+        let middle = other.len() / 2;
+        other[middle] ^= 4;
+        fs::write(&cut, &other).unwrap();
+        let (text, outcome) = replayed(&cut, None);
+        let error = outcome.unwrap_err().to_string();
+        assert!(!text.is_empty() && error.contains(" is damaged ("), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+
+    #[test]
+    fn what_belongs_to_the_running_process_is_not_in_it() {
+        let (text, _) = replayed(&samples()[0], None);
+        for name in ["process_", "tcpwatch_scrape_", "tcpwatch_snapshot_age", "tcpwatch_http_", "tcpwatch_build_info"] {
+            assert!(!text.contains(name), "{name}");
+        }
+        assert!(text.contains("tcpwatch_kernel_info{") && text.contains("tcpwatch_rtt_seconds_bucket{"));
+    }
+}

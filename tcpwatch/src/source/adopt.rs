@@ -1,0 +1,94 @@
+//! What no tracepoint tells: sockets that are older than the daemon, once; those that tcp_probe is silent about, once an
+//! interval.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::{listeners, namespaces};
+use crate::config::Config;
+use crate::daemon::{DaemonError, Inbox};
+use crate::kernel::iterate;
+use crate::kernel::maps::Maps;
+use crate::sys;
+
+/// What was there before the daemon: listeners first, because directions and services depend on them.
+pub(crate) fn adopt(
+    inbox: &mut Inbox,
+    maps: &mut Maps,
+    ebpf: &mut aya::Ebpf,
+    config: &Config,
+) -> Result<(), DaemonError> {
+    let namespaces = namespaces::find(&config.netns);
+    let mut walked = false;
+    for connections in [false, true] {
+        maps.adopt_connections(connections)?;
+        let files = iterate::files(ebpf);
+        let passes = namespaces.values().map(|path| (path.display().to_string(), iterate::sockets(ebpf, path)));
+        for (where_, output) in std::iter::once(("all processes".to_owned(), files)).chain(passes) {
+            match output {
+                Ok(output) => {
+                    walked = true;
+                    iterate::records(&output).for_each(|record| inbox.take(record));
+                }
+                // Its last process may have ended meanwhile, and with it the namespace.
+                Err(error) => {
+                    log::debug!("sockets of {where_} that are older than tcpwatch are not known yet: {error}")
+                }
+            }
+        }
+        for grant in inbox.grants.drain(..) {
+            maps.set_service(grant.key, grant.slot)?;
+        }
+    }
+    if walked { Ok(()) } else { seed_listeners(inbox, maps) }
+}
+
+/// Without iterators: the ports of the own network namespace that something listens on already.
+fn seed_listeners(inbox: &mut Inbox, maps: &mut Maps) -> Result<(), DaemonError> {
+    let found = listeners::netns_inode(Path::new("/proc/self/ns/net"))
+        .and_then(|netns| listeners::ports(Path::new("/proc/net")).map(|ports| (netns, ports)));
+    match found {
+        Ok((netns, ports)) => {
+            for port in ports {
+                maps.add_listener(netns, port)?;
+                inbox.grants.extend(inbox.intake.listening(port));
+            }
+        }
+        Err(error) => log::warn!("listeners that are older than tcpwatch are not known: {error}"),
+    }
+    Ok(())
+}
+
+/// Reads what the tracepoints are silent about, at most so often that it takes a hundredth of a CPU.
+pub(crate) struct Walker {
+    next_ns: u64,
+    works: bool,
+}
+
+/// A pass over the tracked sockets may take this share of the time.
+const WALK_SHARE: u64 = 100;
+
+impl Walker {
+    /// Has not walked yet.
+    pub(crate) fn new() -> Self {
+        Self { next_ns: 0, works: true }
+    }
+
+    /// To be called once a tick.
+    pub(crate) fn walk(&mut self, inbox: &mut Inbox, ebpf: &aya::Ebpf, interval: Duration) {
+        let began = sys::monotonic_ns();
+        if !self.works || began < self.next_ns {
+            return;
+        }
+        match iterate::tracked(ebpf) {
+            Ok(output) => iterate::records(&output).for_each(|record| inbox.take(record)),
+            Err(error) => {
+                log::warn!("half-closed connections are not read between their transitions: {error}");
+                self.works = false;
+            }
+        }
+        let took = sys::monotonic_ns() - began;
+        // A little less than the interval, so that the tick it is checked at does not miss it.
+        self.next_ns = began + (interval.as_nanos() as u64 * 9 / 10).max(took * WALK_SHARE);
+    }
+}
