@@ -9,6 +9,9 @@ use super::snapshot::{GroupTotals, RttQuantiles};
 /// The quantiles are of at least this long, once the daemon runs that long, and of at most twice as long.
 const WINDOW_NS: u64 = 30_000_000_000;
 
+/// No bucket counts more in a minute; a recording may say so all the same, and sums must stay sums.
+const MOST: u64 = 1 << 48;
+
 type Counts = [[u64; RTT_BUCKETS]; Direction::ALL.len()];
 
 /// Counts at the beginning of the window that is filling, and of the one before it.
@@ -31,14 +34,14 @@ impl RecentRtt {
         for group in groups {
             let Some(counts) = now.get_mut(group.direction as usize) else { continue };
             for (sum, count) in counts.iter_mut().zip(group.dist.iter().skip(dist::RTT)) {
-                *sum += count;
+                *sum = sum.wrapping_add(*count);
             }
         }
         let all = Direction::ALL
             .into_iter()
             .filter_map(|direction| {
                 let (now, then) = (now.get(direction as usize)?, self.previous.get(direction as usize)?);
-                let counts = now.iter().zip(then).map(|(now, then)| now.saturating_sub(*then));
+                let counts = now.iter().zip(then).map(|(now, then)| now.saturating_sub(*then).min(MOST));
                 let at = |q| Some(quantile(counts.clone(), rtt_lower, q)? / 1e6);
                 Some(RttQuantiles {
                     direction,

@@ -124,10 +124,10 @@ impl Series {
     fn log2_histogram(&mut self, labels: &[&str], counts: Option<&[u64]>, sum: f64) {
         let counts = counts.unwrap_or_default();
         let below = counts.iter().scan(0, |sum: &mut u64, count| {
-            *sum += count;
+            *sum = count.saturating_add(*sum);
             Some(*sum)
         });
-        self.histogram(labels, below, counts.iter().sum(), sum);
+        self.histogram(labels, below, total(counts), sum);
     }
 }
 
@@ -231,7 +231,7 @@ pub(super) fn rtt(view: &View<'_>, out: &mut Series) {
         let fine = totals.dist.get(dist::RTT..dist::RTT + RTT_BUCKETS).unwrap_or_default();
         let sum = seconds(word(&totals.dist, dist::RTT_SUM));
         let labels = [totals.direction.name(), &totals.service.label()];
-        out.histogram(&labels, rtt_below(fine), fine.iter().sum(), sum);
+        out.histogram(&labels, rtt_below(fine), total(fine), sum);
     }
 }
 
@@ -239,8 +239,13 @@ pub(super) fn rtt(view: &View<'_>, out: &mut Series) {
 fn rtt_below(fine: &[u64]) -> impl Iterator<Item = u64> {
     (0..RTT_EDGES).map(|i| {
         let edge = RTT_FIRST_US << i;
-        fine.iter().enumerate().take_while(|(bucket, _)| rtt_lower(bucket + 1) <= edge).map(|(_, count)| count).sum()
+        total(fine.iter().enumerate().take_while(|(bucket, _)| rtt_lower(bucket + 1) <= edge).map(|(_, count)| count))
     })
+}
+
+/// A sum that no recording, whatever it says, makes overflow.
+fn total<'a>(counts: impl IntoIterator<Item = &'a u64>) -> u64 {
+    counts.into_iter().fold(0, |sum, count| sum.saturating_add(*count))
 }
 
 pub(super) fn rtt_recent(view: &View<'_>, out: &mut Series) {
@@ -314,7 +319,8 @@ pub(super) fn resets_received(view: &View<'_>, out: &mut Series) {
             add(state.name(), received(state as usize));
         }
         let listed = |number: &usize| catalog::STATES.iter().any(|&state| state as usize == *number);
-        add("other", (0..STATES).filter(|number| !listed(number)).map(received).sum());
+        let others = (0..STATES).filter(|number| !listed(number)).map(received);
+        add("other", others.fold(0, u64::saturating_add));
     }
 }
 
@@ -331,7 +337,8 @@ pub(super) fn lost(view: &View<'_>, out: &mut Series) {
     // One program may have several ways to lose something in one place.
     let mut losses = BTreeMap::new();
     for (loss, count) in Loss::ALL.iter().zip(own.losses) {
-        *losses.entry((loss.place(), loss.program())).or_insert(0) += count;
+        let sum: &mut u64 = losses.entry((loss.place(), loss.program())).or_default();
+        *sum = sum.saturating_add(count);
     }
     for ((place, program), count) in losses {
         out.count(&[place, program], count);

@@ -137,11 +137,6 @@ impl<R: Read> FrameReader<R> {
         Ok(Self { input, chain, place: Place { frame: 0, offset: next }, next })
     }
 
-    /// Where the last frame that was read begins.
-    pub(super) fn place(&self) -> Place {
-        self.place
-    }
-
     /// Reads the next frame into `content`.
     pub(super) fn read(&mut self, content: &mut Vec<u8>) -> Result<Kind, Problem> {
         content.clear();

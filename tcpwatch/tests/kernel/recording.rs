@@ -174,10 +174,11 @@ fn killed() -> Result<()> {
     let recorder = Recorder::start(&[&ns], &[])?;
     let mut pair = Traffic::loopback(&ns, Family::V4).connect()?;
     pair.ping_pong(50, 100)?;
-    // Until what was seen is in the file; a second later it is again longer.
+    pair.close(End::Client)?;
+    // What was seen is in the file a second later.
     let shown = || Ok::<_, anyhow::Error>(Metrics::parse(&text(replay(&recorder.file, &[])?.stdout)?));
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while shown()?.count("tcpwatch_connections_opened_total", &[]) < 2 {
+    while shown()?.count("tcpwatch_connections_closed_total", &[]) < 2 {
         ensure!(std::time::Instant::now() < deadline, "nothing is written before the end");
         thread::sleep(Duration::from_millis(50));
     }
