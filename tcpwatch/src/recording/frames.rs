@@ -90,7 +90,9 @@ fn preamble(format: u16, abi: u16, byte_order: u8, version: &str) -> (Vec<u8>, u
 
 fn checksum(chain: u32, parts: &[&[u8]]) -> u32 {
     let mut hasher = Hasher::new_with_initial(chain);
-    parts.iter().for_each(|part| hasher.update(part));
+    for part in parts {
+        hasher.update(part);
+    }
     hasher.finalize()
 }
 
@@ -142,10 +144,11 @@ impl<R: Read> FrameReader<R> {
         content.clear();
         self.place = Place { frame: self.place.frame + 1, offset: self.next };
         let head: [u8; HEAD_LEN] = self.array()?;
+        let mut rest = head.as_slice();
         let chain = u32::from_le_bytes(self.array()?);
-        let [kind, packing, pad_1, pad_2, a, b, c, d, e, f, g, h] = head;
-        let stored = u32::from_le_bytes([a, b, c, d]) as usize;
-        let unpacked = u32::from_le_bytes([e, f, g, h]) as usize;
+        let [kind, packing, padding @ ..] = take::<4>(&mut rest).unwrap_or_default();
+        let mut length = || u32::from_le_bytes(take(&mut rest).unwrap_or_default()) as usize;
+        let (stored, unpacked) = (length(), length());
         let kind = match kind {
             1 => Kind::Beginning,
             2 => Kind::Inputs,
@@ -153,7 +156,7 @@ impl<R: Read> FrameReader<R> {
             _ => return Err(self.damaged("its kind")),
         };
         // A packed frame is smaller than what is in it, else it is stored as it is.
-        if unpacked > MOST_BYTES || stored > unpacked || (pad_1, pad_2) != (0, 0) {
+        if unpacked > MOST_BYTES || stored > unpacked || padding != [0; 2] {
             return Err(self.damaged("its length"));
         }
         let mut body = vec![0; stored];

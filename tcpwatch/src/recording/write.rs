@@ -125,9 +125,9 @@ impl<W: Write> Recorder<W> {
     pub(super) fn end(&mut self) -> Result<(), RecordingError> {
         self.flush()?;
         let mut counts = Vec::new();
-        [self.written.records, self.written.listeners, self.written.readings]
-            .into_iter()
-            .for_each(|count| put(&mut counts, count));
+        for count in [self.written.records, self.written.listeners, self.written.readings] {
+            put(&mut counts, count);
+        }
         let ended = self.frames.write(Kind::End, &counts);
         ended.map_err(|error| RecordingError::new(&self.path, Problem::Write(error)))?;
         self.written.bytes = self.frames.bytes;
