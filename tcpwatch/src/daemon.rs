@@ -149,8 +149,7 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
             _ = interrupt.recv() => break,
             more = daemon.next_batch() => more?,
             _ = tick.tick() => {
-                daemon.govern()?;
-                daemon.walk();
+                daemon.every_tick()?;
                 daemon.publish(&publish)?;
             }
             Some(refresh) = asked.recv() => {
@@ -301,16 +300,19 @@ impl Daemon {
     }
 
     /// Keeps the budget of records; to be called with every [`TICK`].
-    pub(crate) fn govern(&mut self) -> Result<(), DaemonError> {
+    fn govern(&mut self) -> Result<(), DaemonError> {
         if self.governor.adjust(self.inbox.intake.aggregator().samples(), TICK) {
             self.apply_interval()?;
         }
         Ok(())
     }
 
-    pub(crate) fn walk(&mut self) {
+    /// To be called every [`TICK`], before the counters are read.
+    pub(crate) fn every_tick(&mut self) -> Result<(), DaemonError> {
         self.walker.walk(&mut self.inbox, &self.ebpf, self.governor.interval);
         self.surroundings.look();
+        self.govern()?;
+        self.apply_grants()
     }
 
     fn publish(&mut self, publish: &watch::Sender<Option<Arc<Snapshot>>>) -> Result<(), DaemonError> {

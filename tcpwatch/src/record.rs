@@ -56,7 +56,7 @@ async fn record(config: &Config, args: &Record) -> Result<(), DaemonError> {
             () = &mut enough => break,
             more = daemon.next_batch() => more?,
             _ = tick.tick() => {
-                daemon.govern()?;
+                daemon.every_tick()?;
                 shown.take(&*daemon.read()?);
             }
         }

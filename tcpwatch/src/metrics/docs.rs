@@ -16,7 +16,8 @@ pub(crate) fn page() -> String {
          this list: {for_host} for the host, and {for_group} for each service and each of the {FIXED_GROUPS} groups that \
          always exist.\n\n\
          Counters count from the start of the daemon and never go back while it runs. Counters by cause begin at 0 as \
-         soon as their group exists, so that `increase()` sees the first burst. A port that listens \
+         soon as their group is shown, so that `increase()` sees the first burst of each; the group itself is shown \
+         with the first thing that it counts, or from the start for `service_ports`. A port that listens \
          here is a service, and so is a remote port once traffic to it lasts. The first that count something get series \
          of their own, up to the setting `services`, and keep them; the others share `service=\"other\"`.\n",
         bound(services),

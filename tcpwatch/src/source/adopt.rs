@@ -32,7 +32,7 @@ pub(crate) fn adopt(
                 }
                 // Its last process may have ended meanwhile, and with it the namespace.
                 Err(error) => {
-                    log::debug!("sockets of {where_} that are older than tcpwatch are not known yet: {error}")
+                    log::debug!("sockets of {where_} that are older than tcpwatch are not known yet: {error}");
                 }
             }
         }
