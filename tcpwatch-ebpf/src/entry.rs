@@ -55,27 +55,33 @@ pub fn tcp_cong_state_set(ctx: BtfTracePointContext) -> i32 {
 }
 
 // iterator: tcp; 5.9; net/ipv4/tcp_ipv4.c
+/// # Safety
+/// Called by the kernel alone, with the context of its section.
 #[unsafe(no_mangle)]
 #[cfg_attr(target_arch = "bpf", unsafe(link_section = "iter/tcp"))]
-pub extern "C" fn adopt_sockets(ctx: *const probes::iterate::TcpContext) -> i32 {
+pub unsafe extern "C" fn adopt_sockets(ctx: *const probes::iterate::TcpContext) -> i32 {
     // SAFETY: the kernel gives this context to a program of this section.
     unsafe { probes::iterate::tcp(ctx) };
     0
 }
 
 // iterator: task_file; 5.8, sockets 5.11; kernel/bpf/task_iter.c
+/// # Safety
+/// Called by the kernel alone, with the context of its section.
 #[unsafe(no_mangle)]
 #[cfg_attr(target_arch = "bpf", unsafe(link_section = "iter/task_file"))]
-pub extern "C" fn adopt_files(ctx: *const probes::iterate::TaskFileContext) -> i32 {
+pub unsafe extern "C" fn adopt_files(ctx: *const probes::iterate::TaskFileContext) -> i32 {
     // SAFETY: the kernel gives this context to a program of this section.
     unsafe { probes::iterate::task_file(ctx) };
     0
 }
 
 // iterator: bpf_sk_storage_map; 5.9; net/core/bpf_sk_storage.c
+/// # Safety
+/// Called by the kernel alone, with the context of its section.
 #[unsafe(no_mangle)]
 #[cfg_attr(target_arch = "bpf", unsafe(link_section = "iter/bpf_sk_storage_map"))]
-pub extern "C" fn read_sockets(ctx: *const probes::iterate::StorageContext) -> i32 {
+pub unsafe extern "C" fn read_sockets(ctx: *const probes::iterate::StorageContext) -> i32 {
     // SAFETY: the kernel gives this context to a program of this section.
     unsafe { probes::iterate::storage(ctx) };
     0
