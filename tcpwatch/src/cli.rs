@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{self, Choice, ConfigError, Flag, Layers, Resolved};
 use crate::metrics;
+use crate::top::columns;
 
 /// Exit status: something failed.
 pub(crate) const FAILED: u8 = 1;
@@ -45,6 +47,11 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Watch every TCP connection of this host and serve what is seen
     Run(Run),
+    /// Show the connections of this host, live
+    ///
+    /// It asks the daemon by its socket. When no daemon runs and no socket was named, it loads the kernel programs
+    /// itself, for as long as it runs.
+    Top(Top),
     /// Tell what this kernel offers, what is attached and what is lost
     Doctor(Doctor),
     /// Record everything that the daemon would see, to replay it anywhere
@@ -68,6 +75,17 @@ pub(crate) struct Run {
     /// Address and port for Prometheus [default: 127.0.0.1:10793] [env: TCPWATCH_LISTEN]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
+}
+
+/// `tcpwatch top`.
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Print every row and end
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Sort by this column
+    #[arg(long, value_name = "COLUMN", default_value = columns::DEFAULT, value_parser = PossibleValuesParser::new(columns::names()))]
+    pub(crate) sort: String,
 }
 
 /// `tcpwatch doctor`.
@@ -198,7 +216,9 @@ impl Cli {
 /// Writes the answer to a question that the program can answer by itself; false when `cli` asks for something else.
 pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> {
     let text = match &cli.command {
-        Command::Run(_) | Command::Doctor(_) | Command::Record(_) | Command::Replay(_) => return Ok(false),
+        Command::Run(_) | Command::Top(_) | Command::Doctor(_) | Command::Record(_) | Command::Replay(_) => {
+            return Ok(false);
+        }
         Command::CheckConfig(_) => verdict(&cli.resolve()?),
         Command::Config => shown(&cli.resolve()?),
         Command::Completions(Completions { shell }) => completions(*shell),
@@ -277,7 +297,9 @@ mod tests {
 
     #[test]
     fn usage_errors_end_with_status_2_and_help_with_0() {
-        for line in ["tcpwatch", "tcpwatch runn", "tcpwatch run --listn x", "tcpwatch completions", "tcpwatch top"] {
+        for line in
+            ["tcpwatch", "tcpwatch runn", "tcpwatch run --listn x", "tcpwatch completions", "tcpwatch top --sort x"]
+        {
             assert_eq!(parse(line).unwrap_err().exit_code(), i32::from(USAGE), "{line}");
         }
         let version = parse("tcpwatch --version").unwrap_err();
@@ -317,7 +339,14 @@ mod tests {
 
     #[test]
     fn run_and_doctor_are_left_to_others() {
-        for line in ["tcpwatch run", "tcpwatch doctor --json", "tcpwatch record f", "tcpwatch replay f"] {
+        let lines = [
+            "tcpwatch run",
+            "tcpwatch top --once --sort rtt",
+            "tcpwatch doctor --json",
+            "tcpwatch record f",
+            "tcpwatch replay f",
+        ];
+        for line in lines {
             assert!(!answer(&parse(line).unwrap(), &mut Vec::new()).unwrap());
         }
     }

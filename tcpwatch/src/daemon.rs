@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::aggregate::Reading;
 use crate::aggregate::services::Grant;
 use crate::aggregate::snapshot::{Facts, ProbeState, Snapshot};
+use crate::api::event::Event;
 use crate::config::{Config, Sampling};
-use crate::http::{self, HttpError};
+use crate::governor::Governor;
+use crate::http::{self, Ask, Feed, HttpError, SocketError};
 use crate::instance::{Instance, InstanceError};
 use crate::kernel::facts::{FactsError, KernelFacts};
 use crate::kernel::load::{self, LoadError, Loaded};
@@ -32,6 +34,8 @@ use crate::{cli, sys};
 
 /// How often a snapshot is published.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
+/// Events that a slow listener may lag behind.
+const EVENTS_KEPT: usize = 4096;
 
 /// Why the daemon ends.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +52,9 @@ pub(crate) enum DaemonError {
     /// The address cannot be used.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// The socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The socket path cannot be used.
     #[error(transparent)]
     Instance(#[from] InstanceError),
@@ -86,6 +93,7 @@ impl DaemonError {
             Self::Netns { .. } => cli::USAGE,
             Self::Maps(_)
             | Self::Http(_)
+            | Self::Socket(_)
             | Self::Instance(_)
             | Self::Recording(_)
             | Self::Metrics(_)
@@ -122,49 +130,113 @@ pub(crate) fn run(config: &Config) -> Result<(), DaemonError> {
 }
 
 async fn serve(config: &Config) -> Result<(), DaemonError> {
-    let system = |what| move |source| DaemonError::System { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("wait for SIGINT"))?;
     // What can fail for want of a free name fails before the kernel is touched.
     let _instance = Instance::claim(&config.socket)?;
-    let listener = http::bind(config.listen).await?;
-    let (facts, loaded) = attach(config)?;
-    let mut daemon = Daemon::new(config, &facts, loaded, None)?;
-    let (publish, snapshots) = watch::channel(None::<Arc<Snapshot>>);
-    let (ask, mut asked) = tokio::sync::mpsc::channel(http::REFRESHES);
-    daemon.publish(&publish)?;
-    let address = listener.local_addr().map_err(system("read the listening address"))?;
-    let server = tokio::spawn(http::serve(listener, config.clone(), snapshots, ask));
-    drop(facts);
+    let tcp = http::bind(config.listen).await?;
+    let unix = http::SocketFile::bind(&config.socket)?;
+    let address = tcp.local_addr().map_err(system("read the listening address"))?;
+    let mut running = Running::start(config)?;
+    let server = tokio::spawn(http::serve(tcp, unix, config.clone(), running.feed()));
     sys::release_free_memory();
-    daemon.announce();
-    log::info!("metrics at http://{address}/metrics");
+    running.daemon.announce();
+    log::info!("metrics at http://{address}/metrics, API at {}", config.socket.display());
     notify_ready();
-
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            more = daemon.next_batch() => more?,
-            _ = tick.tick() => {
-                daemon.every_tick()?;
-                daemon.publish(&publish)?;
+    running
+        .until(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
             }
-            Some(refresh) = asked.recv() => {
-                daemon.publish(&publish)?;
-                refresh.done();
-            }
-        }
-    }
+        })
+        .await?;
     log::info!("stopping");
     // The server ends with the last snapshot; answers under way are finished first.
-    drop(publish);
+    drop(running);
     if let Err(error) = server.await {
         log::warn!("the HTTP server failed: {error}");
     }
     Ok(())
+}
+
+/// Loads the programs for this process alone, answers at the other end of `stream`, and ends when that is closed.
+/// `ready` is told how loading went.
+pub(crate) fn run_for(
+    config: &Config,
+    stream: std::os::unix::net::UnixStream,
+    ready: impl FnOnce(Result<(), DaemonError>),
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(source) => return ready(Err(DaemonError::System { what: "start the runtime", source })),
+    };
+    runtime.block_on(async {
+        let begun = stream
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::UnixStream::from_std(stream))
+            .map_err(system("talk to the own thread"))
+            .and_then(|stream| Ok((stream, Running::start(config)?)));
+        let (stream, mut running) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return ready(Err(error)),
+        };
+        sys::release_free_memory();
+        ready(Ok(()));
+        let served = http::serve_one(stream, running.feed());
+        if let Err(error) = running.until(served).await {
+            log::error!("{error}");
+        }
+    });
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> DaemonError {
+    move |source| DaemonError::System { what, source }
+}
+
+/// A daemon with its programs attached, and the ends of what it gives to others.
+struct Running {
+    daemon: Daemon,
+    publish: watch::Sender<Option<Arc<Snapshot>>>,
+    ask: mpsc::Sender<Ask>,
+    asked: mpsc::Receiver<Ask>,
+}
+
+impl Running {
+    fn start(config: &Config) -> Result<Self, DaemonError> {
+        let (facts, loaded) = attach(config)?;
+        let mut daemon = Daemon::new(config, &facts, loaded, None)?;
+        let publish = watch::channel(None::<Arc<Snapshot>>).0;
+        let (ask, asked) = mpsc::channel(http::REFRESHES);
+        daemon.publish(&publish)?;
+        Ok(Self { daemon, publish, ask, asked })
+    }
+
+    /// What the outputs read, and where they ask.
+    fn feed(&self) -> Feed {
+        let events = self.daemon.inbox.events.downgrade();
+        Feed { snapshots: self.publish.subscribe(), ask: self.ask.clone(), events }
+    }
+
+    /// Takes records, publishes and answers, until `end`.
+    async fn until(&mut self, end: impl Future<Output = ()>) -> Result<(), DaemonError> {
+        let Self { daemon, publish, asked, .. } = self;
+        let mut end = std::pin::pin!(end);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = &mut end => return Ok(()),
+                more = daemon.next_batch() => more?,
+                _ = tick.tick() => {
+                    daemon.every_tick()?;
+                    daemon.publish(publish)?;
+                }
+                Some(ask) = asked.recv() => daemon.answer(ask, publish)?,
+            }
+        }
+    }
 }
 
 /// Loads the programs.
@@ -187,12 +259,20 @@ pub(crate) struct Inbox {
     pub(crate) intake: Intake,
     /// Slots to tell the kernel programs of.
     pub(crate) grants: Vec<Grant>,
+    /// What happens, for those who listen. The oldest is overwritten when one of them is slow, who is told.
+    events: broadcast::Sender<Arc<Event>>,
 }
 
 impl Inbox {
     /// Takes one record.
     pub(crate) fn take(&mut self, record: &[u8]) {
         self.grants.extend(self.intake.take(record));
+        if self.events.receiver_count() > 0
+            && let Ok(record) = tcpwatch_common::record::decode(record)
+            && let Some(event) = Event::of(record, |slot| self.intake.aggregator().service(slot))
+        {
+            let _nobody_listens_any_more = self.events.send(Arc::new(event));
+        }
     }
 }
 
@@ -238,7 +318,7 @@ impl Daemon {
         let source =
             RingSource::new(events).map_err(|source| DaemonError::System { what: "watch the ring buffer", source })?;
         let (intake, grants) = Intake::new(&beginning, recorder);
-        let mut inbox = Inbox { intake, grants };
+        let mut inbox = Inbox { intake, grants, events: broadcast::channel(EVENTS_KEPT).0 };
         for grant in inbox.grants.drain(..) {
             maps.set_service(grant.key, grant.slot)?;
         }
@@ -315,6 +395,22 @@ impl Daemon {
         self.apply_grants()
     }
 
+    /// Gives who asks a moment of their own.
+    fn answer(&mut self, ask: Ask, publish: &watch::Sender<Option<Arc<Snapshot>>>) -> Result<(), DaemonError> {
+        match ask {
+            Ask::Snapshot(refresh) => {
+                self.publish(publish)?;
+                refresh.done();
+            }
+            Ask::Connections(to) => {
+                let batch = self.source.take_ready(|record| self.inbox.take(record));
+                self.after(batch)?;
+                let _nobody_waits_any_more = to.send(self.inbox.intake.aggregator().listing(sys::monotonic_ns()));
+            }
+        }
+        Ok(())
+    }
+
     fn publish(&mut self, publish: &watch::Sender<Option<Arc<Snapshot>>>) -> Result<(), DaemonError> {
         publish.send_replace(Some(self.read()?));
         Ok(())
@@ -361,58 +457,5 @@ fn follow_kernel_log(ebpf: &mut aya::Ebpf) -> Option<tokio::task::JoinHandle<()>
             log::warn!("the log of the kernel programs cannot be read: {error}");
             None
         }
-    }
-}
-
-/// Lengthens the interval of periodic records when there are more of them than the budget allows.
-struct Governor {
-    wanted: Duration,
-    interval: Duration,
-    budget: f64,
-    seen: u64,
-}
-
-/// The interval never grows past this.
-const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
-
-impl Governor {
-    fn new(wanted: Duration, records_per_second: u32) -> Self {
-        Self { wanted, interval: wanted, budget: f64::from(records_per_second), seen: 0 }
-    }
-
-    /// `samples` have come so far, and `elapsed` is the time since the last call; true when the interval changed.
-    fn adjust(&mut self, samples: u64, elapsed: Duration) -> bool {
-        let rate = (samples - self.seen) as f64 / elapsed.as_secs_f64();
-        self.seen = samples;
-        // As many connections report in each interval as are busy: that number is what the budget is shared by.
-        let busy = rate * self.interval.as_secs_f64();
-        let needed = Duration::from_secs_f64(busy / self.budget).clamp(self.wanted, LONGEST_INTERVAL.max(self.wanted));
-        // A change within a tenth is noise.
-        let ratio = needed.as_secs_f64() / self.interval.as_secs_f64();
-        if (0.9..=1.1).contains(&ratio) {
-            return false;
-        }
-        self.interval = needed;
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn the_interval_grows_with_the_load_and_shrinks_again() {
-        let mut governor = Governor::new(SECOND, 1000);
-        assert!(!governor.adjust(500, SECOND), "within the budget");
-        assert!(governor.adjust(500 + 4000, SECOND));
-        assert_eq!(governor.interval, 4 * SECOND);
-        assert!(!governor.adjust(4500 + 1000, SECOND), "4000 busy connections report every 4 s");
-        assert!(governor.adjust(5500, SECOND), "nobody reports");
-        assert_eq!(governor.interval, SECOND);
-        assert!(governor.adjust(10_000_000, SECOND));
-        assert_eq!(governor.interval, LONGEST_INTERVAL);
     }
 }

@@ -1,17 +1,20 @@
 //! tcpwatch: why is this TCP connection slow, and who reset it?
 //!
 //! Reading order: `daemon.rs` (how everything is wired), `kernel/` (what is loaded, and how kernels differ), `source/`
-//! (where events come from), `aggregate/` (what they add up to), `metrics/` and `http.rs` (what is shown of it).
+//! (where events come from), `aggregate/` (what they add up to), `metrics/`, `api/`, `http/` and `top/` (what is shown).
 
 mod aggregate;
+mod api;
 #[cfg(feature = "bench")]
 pub mod bench;
 mod cli;
+mod client;
 mod config;
 mod daemon;
 mod doctor;
 #[cfg(test)]
 mod golden;
+mod governor;
 mod http;
 mod instance;
 mod kernel;
@@ -22,6 +25,7 @@ mod recording;
 mod replay;
 mod source;
 mod sys;
+mod top;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -60,9 +64,15 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         return shown.map_err(|error| Failure { status: error.status(), text: error.to_string() });
     }
     let resolved = cli.resolve().map_err(|error| Failure { status: cli::USAGE, text: error.to_string() })?;
-    start_log(&resolved.config);
+    // A live view has the terminal for itself; what goes wrong is shown in it.
+    let quiet = matches!(&cli.command, Command::Top(top) if !top.once);
+    start_log(&resolved.config, quiet);
     for warning in &resolved.warnings {
         log::warn!("{warning}");
+    }
+    if let Command::Top(top) = &cli.command {
+        return top::run(&resolved, top.once, &top.sort)
+            .map_err(|error| Failure { status: error.status(), text: error.to_string() });
     }
     match &cli.command {
         Command::Doctor(doctor) => doctor::run(&resolved.config, doctor.json),
@@ -72,10 +82,12 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     .map_err(|error| Failure { status: error.status(), text: error.to_string() })
 }
 
-fn start_log(config: &config::Config) {
+fn start_log(config: &config::Config, quiet: bool) {
+    let (others, own) =
+        if quiet { (log::LevelFilter::Off, log::LevelFilter::Off) } else { (log::LevelFilter::Warn, config.log_level) };
     env_logger::Builder::new()
-        .filter_level(log::LevelFilter::Warn)
-        .filter_module("tcpwatch", config.log_level)
+        .filter_level(others)
+        .filter_module("tcpwatch", own)
         .format_target(false)
         .target(env_logger::Target::Stderr)
         .init();

@@ -18,6 +18,7 @@ use self::recent::RecentRtt;
 use self::services::{Grant, Services};
 use self::snapshot::{Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
+use crate::api::Listing;
 use crate::kernel::maps::{Counters, SlotCounters};
 
 /// Reasons for which a record cannot be decoded, in the order of [`Aggregator::errors`].
@@ -139,6 +140,17 @@ impl Aggregator {
     /// How many slots the kernel counts in.
     pub(crate) fn slots_used(&self) -> u32 {
         self.services.used()
+    }
+
+    /// What a slot is shown as.
+    pub(crate) fn service(&self, slot: u32) -> Service {
+        self.services.shown(slot).1
+    }
+
+    /// The connections of the table.
+    pub(crate) fn listing(&self, ktime_ns: u64) -> Listing {
+        let services = (0..self.slots_used()).map(|slot| self.services.shown(slot)).collect();
+        Listing { ktime_ns, records: self.table.records(), services }
     }
 
     /// A picture of now.

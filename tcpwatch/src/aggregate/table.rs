@@ -1,6 +1,7 @@
 //! The connection table: the newest record of each connection, bounded. It holds detail, never a total.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use lru::LruCache;
 use tcpwatch_common::record::ConnRecord;
@@ -9,7 +10,7 @@ use super::snapshot::TableStats;
 
 /// Connections by cookie; the one heard of longest ago goes first.
 pub(crate) struct ConnTable {
-    connections: LruCache<u64, Box<ConnRecord>>,
+    connections: LruCache<u64, Arc<ConnRecord>>,
     evicted: u64,
 }
 
@@ -25,16 +26,25 @@ impl ConnTable {
     pub(crate) fn update(&mut self, record: &ConnRecord) {
         let full = self.connections.len() == self.connections.cap().get();
         if let Some(known) = self.connections.get_mut(&record.cookie) {
-            **known = *record;
+            match Arc::get_mut(known) {
+                Some(known) => *known = *record,
+                // Somebody who asked for the connections still reads it.
+                None => *known = Arc::new(*record),
+            }
             return;
         }
         self.evicted += u64::from(full);
-        self.connections.push(record.cookie, Box::new(*record));
+        self.connections.push(record.cookie, Arc::new(*record));
     }
 
     /// Forgets a connection that ended.
     pub(crate) fn remove(&mut self, cookie: u64) {
         self.connections.pop(&cookie);
+    }
+
+    /// The newest record of each, shared and not copied.
+    pub(crate) fn records(&self) -> Vec<Arc<ConnRecord>> {
+        self.connections.iter().map(|(_, record)| Arc::clone(record)).collect()
     }
 
     /// How full it is.
@@ -51,6 +61,17 @@ impl ConnTable {
 mod tests {
     use super::*;
     use crate::aggregate::tests::conn_record;
+
+    #[test]
+    fn a_list_that_was_given_out_does_not_change() {
+        let mut table = ConnTable::new(2);
+        table.update(&conn_record(1));
+        let before = table.records();
+        let mut newer = conn_record(1);
+        newer.srtt_us = 5;
+        table.update(&newer);
+        assert_eq!((before[0].srtt_us, table.records()[0].srtt_us), (0, 5));
+    }
 
     #[test]
     fn the_oldest_goes_when_it_is_full_and_is_counted() {

@@ -1,10 +1,13 @@
-//! HTTP: what is served at the TCP address, to whom, and how long a client may take.
+//! HTTP: what is served at the TCP address and at the Unix socket, to whom, and how long a client may take.
 //!
-//! This file has the pages; `host` decides by which names this host may be asked for, `serve` takes connections. The
-//! pages read snapshots and change nothing. There is no authentication here, so there is nothing else to see either.
+//! This file has the pages of both; `api` those of the Unix socket alone, `host` decides by which names this host may be
+//! asked for, `serve` takes connections, `socket` makes the file. The pages change nothing. There is no authentication at
+//! the TCP address, so there is nothing else to see either; the Unix socket has its mode.
 
+mod api;
 mod host;
 mod serve;
+mod socket;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,29 +18,42 @@ use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::aggregate::snapshot::Snapshot;
+use crate::api::Listing;
+use crate::api::event::Event;
 use crate::config::Config;
-use crate::metrics::{CONTENT_TYPE, Exporter};
+use crate::metrics::{CONTENT_TYPE, Exporter, MetricsError};
 
 pub(crate) use serve::{HttpError, bind};
+pub(crate) use socket::{SocketError, SocketFile};
 
 /// How many requests for a fresh snapshot may wait; whoever comes beyond gets the newest there is.
 pub(crate) const REFRESHES: usize = 16;
 /// How long a scrape waits for a fresh snapshot before it takes the newest there is.
 const REFRESH_WAIT: Duration = Duration::from_secs(1);
 
-/// The snapshots of the daemon, and the way to ask for a new one.
+/// What the daemon gives to its outputs, and where they ask it for more.
 #[derive(Clone, Debug)]
-struct Pages {
-    exporter: Arc<Exporter>,
-    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-    refresh: mpsc::Sender<Refresh>,
-    /// One scrape at a time is turned into text: however many ask, they cost one thread.
-    turn: Arc<Semaphore>,
+pub(crate) struct Feed {
+    /// The newest snapshot.
+    pub(crate) snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// Takes what only the daemon can answer.
+    pub(crate) ask: mpsc::Sender<Ask>,
+    /// What happens; it ends with the daemon.
+    pub(crate) events: broadcast::WeakSender<Arc<Event>>,
+}
+
+/// What only the daemon can answer.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// A snapshot of this moment, to be published.
+    Snapshot(Refresh),
+    /// The connection table of this moment.
+    Connections(oneshot::Sender<Listing>),
 }
 
 /// A request for a snapshot of this moment.
@@ -51,40 +67,108 @@ impl Refresh {
     }
 }
 
-/// Serves the newest snapshot at the TCP address, until there will be no more. Then requests under way get a moment.
-///
-/// Each scrape asks by `refresh` for a snapshot of its own; the receiver publishes one and calls [`Refresh::done`].
-pub(crate) async fn serve(
-    listener: TcpListener,
-    config: Config,
-    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-    refresh: mpsc::Sender<Refresh>,
-) {
-    let exporter = match Exporter::new(snapshots.clone()) {
-        Ok(exporter) => Arc::new(exporter),
-        Err(error) => return log::error!("no HTTP: {error}"),
-    };
-    let mut published = snapshots.clone();
-    let end = async move { while published.changed().await.is_ok() {} };
-    let pages = Pages { exporter: Arc::clone(&exporter), snapshots, refresh, turn: Arc::new(Semaphore::new(1)) };
-    serve::accept(listener, router(pages, config.allowed_hosts.into()), exporter, serve::Limits::default(), end).await;
+/// What the pages are made of.
+#[derive(Clone, Debug)]
+struct Pages {
+    exporter: Arc<Exporter>,
+    feed: Feed,
+    /// One long answer at a time is turned into text: however many ask, they cost one thread.
+    turn: Arc<Semaphore>,
 }
 
-fn router(pages: Pages, names: Arc<[String]>) -> Router {
+impl Pages {
+    fn new(feed: Feed) -> Result<Self, MetricsError> {
+        let exporter = Arc::new(Exporter::new(feed.snapshots.clone())?);
+        Ok(Self { exporter, feed, turn: Arc::new(Semaphore::new(1)) })
+    }
+}
+
+/// Limits of the Unix socket: its clients are of this host and may follow events for as long as they like.
+const LOCAL_LIMITS: serve::Limits = serve::Limits {
+    connections: 64,
+    head: Duration::from_secs(3600),
+    connection: Duration::from_secs(86_400),
+    grace: Duration::from_secs(5),
+};
+
+/// Serves at both places until there will be no more snapshots. Then requests under way get a moment.
+pub(crate) async fn serve(tcp: TcpListener, unix: SocketFile, config: Config, feed: Feed) {
+    let published = feed.snapshots.clone();
+    let pages = match Pages::new(feed) {
+        Ok(pages) => pages,
+        Err(error) => return log::error!("no HTTP: {error}"),
+    };
+    let counter = Arc::clone(&pages.exporter);
+    let (listener, _file) = unix.into_parts();
+    let local = local_router(pages.clone());
+    tokio::join!(
+        serve::accept(
+            tcp,
+            router(pages, config.allowed_hosts.into()),
+            Arc::clone(&counter),
+            serve::Limits::default(),
+            end(published.clone())
+        ),
+        serve::accept(listener, local, counter, LOCAL_LIMITS, end(published)),
+    );
+}
+
+/// Serves the pages of the Unix socket to the one who has the other end of `stream`, until that is closed.
+pub(crate) async fn serve_one(stream: UnixStream, feed: Feed) {
+    let published = feed.snapshots.clone();
+    let pages = match Pages::new(feed) {
+        Ok(pages) => pages,
+        Err(error) => return log::error!("no HTTP: {error}"),
+    };
+    let exporter = Arc::clone(&pages.exporter);
+    let stopping = watch::channel(false);
+    tokio::select! {
+        () = serve::converse(stream, local_router(pages), &exporter, LOCAL_LIMITS, stopping.1) => {}
+        () = end(published) => {}
+    }
+}
+
+/// When there will be no more snapshots.
+async fn end(mut published: watch::Receiver<Option<Arc<Snapshot>>>) {
+    while published.changed().await.is_ok() {}
+}
+
+/// The pages that both places have.
+fn common() -> Router<Pages> {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readiness))
+}
+
+fn router(pages: Pages, names: Arc<[String]>) -> Router {
+    common()
         .fallback(|| async { (StatusCode::NOT_FOUND, "not found; there are /metrics, /healthz and /readyz\n") })
+        .layer(middleware::from_fn(only_look))
         .layer(middleware::from_fn_with_state(names, admit))
         .with_state(pages)
 }
 
-/// Turns away whoever asks for a strange host or wants to change something.
+fn local_router(pages: Pages) -> Router {
+    const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/events, /metrics, /healthz \
+                           and /readyz\n";
+    common()
+        .merge(api::pages())
+        .fallback(|| async { (StatusCode::NOT_FOUND, MISSING) })
+        .layer(middleware::from_fn(only_look))
+        .with_state(pages)
+}
+
+/// Turns away whoever asks for a strange host.
 async fn admit(State(names): State<Arc<[String]>>, request: Request, next: Next) -> Response {
     if let Err(refusal) = host::check(&request, &names) {
         return (refusal.status(), format!("{refusal}\n")).into_response();
     }
+    next.run(request).await
+}
+
+/// Turns away whoever wants to change something.
+async fn only_look(request: Request, next: Next) -> Response {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")], "GET and HEAD only\n").into_response();
     }
@@ -111,17 +195,17 @@ impl Pages {
     /// Waits for a snapshot of now, if one is to be had; `tcpwatch_snapshot_age_seconds` tells whether it was.
     async fn refresh(&self) {
         let (done, published) = oneshot::channel();
-        if self.refresh.try_send(Refresh(done)).is_ok() {
+        if self.feed.ask.try_send(Ask::Snapshot(Refresh(done))).is_ok() {
             let _in_time = timeout(REFRESH_WAIT, published).await;
         }
     }
 }
 
 async fn readiness(State(pages): State<Pages>) -> (StatusCode, &'static str) {
-    if pages.snapshots.has_changed().is_err() {
+    if pages.feed.snapshots.has_changed().is_err() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: tcpwatch is stopping\n");
     }
-    if pages.snapshots.borrow().is_none() {
+    if pages.feed.snapshots.borrow().is_none() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: the kernel programs are being attached\n");
     }
     (StatusCode::OK, "ready\n")
@@ -146,11 +230,14 @@ mod tests {
         start_with(mpsc::channel(1).0).await
     }
 
-    async fn start_with(refresh: mpsc::Sender<Refresh>) -> Running {
+    fn feed(snapshots: watch::Receiver<Option<Arc<Snapshot>>>, ask: mpsc::Sender<Ask>) -> Feed {
+        Feed { snapshots, ask, events: broadcast::channel(1).0.downgrade() }
+    }
+
+    async fn start_with(ask: mpsc::Sender<Ask>) -> Running {
         let (snapshots, newest) = watch::channel(None);
-        let exporter = Arc::new(Exporter::new(newest.clone()).unwrap());
-        let turn = Arc::new(Semaphore::new(1));
-        let pages = Pages { exporter: Arc::clone(&exporter), snapshots: newest, refresh, turn };
+        let pages = Pages::new(feed(newest, ask)).unwrap();
+        let exporter = Arc::clone(&pages.exporter);
         let router = router(pages, Arc::new(["web-1".to_owned()]));
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -195,12 +282,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_scrape_shows_a_snapshot_of_its_own_moment() {
-        let (refresh, mut refreshes) = mpsc::channel::<Refresh>(1);
+        let (refresh, mut refreshes) = mpsc::channel::<Ask>(1);
         let server = Arc::new(start_with(refresh).await);
         let daemon = Arc::clone(&server);
         tokio::spawn(async move {
             for opened in 1.. {
-                let Some(request) = refreshes.recv().await else { break };
+                let Some(Ask::Snapshot(request)) = refreshes.recv().await else { break };
                 let mut snapshot = sample::empty();
                 snapshot.groups[0].words[group::OPENED] = opened;
                 daemon.snapshots.send_replace(Some(Arc::new(snapshot)));
@@ -216,8 +303,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_daemon_too_busy_for_a_snapshot_does_not_stop_scrapes() {
-        let (refresh, mut refreshes) = mpsc::channel::<Refresh>(1);
-        refresh.try_send(Refresh(oneshot::channel().0)).unwrap();
+        let (refresh, mut refreshes) = mpsc::channel::<Ask>(1);
+        refresh.try_send(Ask::Snapshot(Refresh(oneshot::channel().0))).unwrap();
         let server = start_with(refresh).await;
         assert_eq!(server.get("/metrics").await.0, 200, "nobody takes what waits");
         refreshes.recv().await.unwrap();
@@ -260,7 +347,9 @@ mod tests {
     async fn the_server_ends_when_there_will_be_no_more_snapshots() {
         let (snapshots, newest) = watch::channel(None);
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let server = tokio::spawn(serve(listener, Config::default(), newest, mpsc::channel(1).0));
+        let folder = tempfile::tempdir().unwrap();
+        let unix = SocketFile::bind(&folder.path().join("s")).unwrap();
+        let server = tokio::spawn(serve(listener, unix, Config::default(), feed(newest, mpsc::channel(1).0)));
         snapshots.send_replace(Some(Arc::new(sample::empty())));
         drop(snapshots);
         timeout(Duration::from_secs(20), server).await.unwrap().unwrap();

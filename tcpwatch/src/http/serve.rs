@@ -15,7 +15,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -81,7 +81,7 @@ const AFTER_A_FAILURE: Duration = Duration::from_millis(100);
 
 /// Takes connections until `shutdown`.
 pub(super) async fn accept(
-    listener: TcpListener,
+    listener: impl Listen,
     router: Router,
     exporter: Arc<Exporter>,
     limits: Limits,
@@ -94,19 +94,17 @@ pub(super) async fn accept(
     loop {
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
+            (slot, listener.next().await)
         };
         tokio::select! {
             () = &mut shutdown => break,
             // What ended is taken out, or the set would grow for ever.
             Some(_) = connections.join_next() => {}
             (slot, accepted) = next => match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     let (router, exporter, stopping) = (router.clone(), Arc::clone(&exporter), stopping.clone());
                     connections.spawn(async move {
                         let _slot = slot;
-                        // Answers are written in one go; there is nothing to wait for.
-                        let _best_effort = stream.set_nodelay(true);
                         converse(stream, router, &exporter, limits, stopping).await;
                     });
                 }
@@ -123,8 +121,35 @@ pub(super) async fn accept(
     let _in_time = timeout(limits.grace * 2, async { while connections.join_next().await.is_some() {} }).await;
 }
 
+/// Where connections come in.
+pub(super) trait Listen: Send {
+    /// What carries one.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// Waits for the next.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        let (stream, _) = self.accept().await?;
+        // Answers are written in one go; there is nothing to wait for.
+        let _best_effort = stream.set_nodelay(true);
+        Ok(stream)
+    }
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
 /// Answers the requests of one connection, and counts it when its client did not wait for an answer.
-async fn converse(
+pub(super) async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     router: Router,
     exporter: &Exporter,

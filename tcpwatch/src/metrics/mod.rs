@@ -6,7 +6,7 @@ pub(crate) mod docs;
 mod export;
 mod model;
 mod monotone;
-mod process;
+pub(crate) mod process;
 #[cfg(test)]
 pub(crate) mod sample;
 mod series;

@@ -112,12 +112,24 @@ impl Daemon {
     }
 
     /// Asks it to stop, and waits until it has; returns what it said meanwhile.
-    pub(crate) fn stop(mut self) -> Result<(ExitStatus, String)> {
+    pub(crate) fn stop(self) -> Result<(ExitStatus, String)> {
+        self.signal_stop()?;
+        let (status, said, _) = self.ended()?;
+        Ok((status, said))
+    }
+
+    /// Asks it to stop.
+    pub(crate) fn signal_stop(&self) -> Result<()> {
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).context("no process")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        Ok(rustix::process::kill_process(pid, rustix::process::Signal::TERM)?)
+    }
+
+    /// Waits until it has stopped; returns what it said meanwhile, and the folder as it left it.
+    pub(crate) fn ended(mut self) -> Result<(ExitStatus, String, tempfile::TempDir)> {
         let mut said = String::new();
         self.stderr.read_to_string(&mut said)?;
-        Ok((self.child.wait()?, said))
+        let status = self.child.wait()?;
+        Ok((status, said, std::mem::replace(&mut self.folder, tempfile::tempdir()?)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The real-kernel suite: the daemon as users run it, traffic in namespaces of its own, and the truth known from the
 //! set-up or from the namespaces' own counters. Needs root; where it cannot run, each test is reported as ignored.
 
+mod api;
 mod connections;
 mod daemon;
 mod dashboard;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     trials.extend(operations::trials());
     trials.extend(prometheus::trials());
     trials.extend(recording::trials());
+    trials.extend(api::trials());
     harness::run(trials)
 }
 

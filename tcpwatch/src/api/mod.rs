@@ -1,0 +1,77 @@
+//! What the API says, as types: made from records and snapshots, written by `http`, read back by `client` and `top`.
+//!
+//! Pure: every time comes in as a [`Moment`]. One object a line, keys in the order of the fields, units in the names.
+
+pub(crate) mod connection;
+pub(crate) mod event;
+pub(crate) mod status;
+mod text;
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use serde::Serialize;
+use tcpwatch_common::conn::ConnKey;
+use tcpwatch_common::record::ConnRecord;
+use tcpwatch_common::state::{Direction, TcpState};
+
+use crate::aggregate::snapshot::Service;
+
+/// The connection table at a moment. The records are shared with the table: it costs a pointer a connection.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listing {
+    /// When it was made, ns of CLOCK_MONOTONIC.
+    pub(crate) ktime_ns: u64,
+    /// The newest record of each connection, in no order.
+    pub(crate) records: Vec<Arc<ConnRecord>>,
+    /// Direction and service of each group slot.
+    pub(crate) services: Vec<(Direction, Service)>,
+}
+
+impl Listing {
+    /// What a slot is shown as.
+    fn service(&self, slot: u32) -> Service {
+        self.services.get(slot as usize).map_or(Service::Other, |(_, service)| *service)
+    }
+
+    /// The connections as the API shows them.
+    pub(crate) fn connections(&self, ticks_per_second: u32) -> Vec<connection::Connection> {
+        let moment = Moment { ktime_ns: self.ktime_ns, ticks_per_second };
+        self.records
+            .iter()
+            .map(|record| connection::Connection::new(record, self.service(record.slot), moment))
+            .collect()
+    }
+}
+
+/// What the clock says where something is turned into words.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// ns of CLOCK_MONOTONIC.
+    pub(crate) ktime_ns: u64,
+    /// Jiffies in a second.
+    pub(crate) ticks_per_second: u32,
+}
+
+/// One line of JSON, with its end.
+pub(crate) fn line(object: &impl Serialize) -> String {
+    // Only maps with keys that are no strings, or a failing `Serialize`, cannot be written; these types have neither.
+    let mut text = serde_json::to_string(object).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Our end and the peer's.
+fn ends(key: &ConnKey) -> (SocketAddr, SocketAddr) {
+    let end = |address: [u8; 16], port| {
+        let address = Ipv6Addr::from(address);
+        let shown = if key.ip_version == 4 { address.to_canonical() } else { IpAddr::V6(address) };
+        SocketAddr::new(shown, port)
+    };
+    (end(key.local, key.local_port), end(key.remote, key.remote_port))
+}
+
+/// The name of a state; a number that no kernel we know has is shown as unknown.
+fn state_name(number: u8) -> &'static str {
+    TcpState::from_u8(number).map_or("UNKNOWN", TcpState::name)
+}

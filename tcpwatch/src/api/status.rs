@@ -1,0 +1,279 @@
+//! How the daemon is, and the totals of the host.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tcpwatch_common::close::CloseCause;
+use tcpwatch_common::counters::{Loss, group};
+use tcpwatch_common::record::Kind;
+use tcpwatch_common::reset::{ResetCause, ResetOrigin};
+use tcpwatch_common::retransmit::RetransmitCause;
+use tcpwatch_common::state::{STATES, TcpState};
+
+use crate::aggregate::snapshot::{ProbeState, ProbeStatus, Snapshot};
+use crate::metrics::process::Process;
+
+/// `/api/v1/status`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Status {
+    /// Of tcpwatch.
+    pub(crate) version: String,
+    /// `uname -r`.
+    pub(crate) kernel: String,
+    /// When the counters were read, ns of CLOCK_MONOTONIC.
+    pub(crate) ktime_ns: u64,
+    /// `every-ack` or `tick`.
+    pub(crate) sampling_mode: String,
+    /// Interval at which busy connections are read.
+    pub(crate) sample_interval_ms: u64,
+    /// Programs and what became of them.
+    pub(crate) probes: Vec<Probe>,
+    /// What could not be kept, by place; places without a loss are left out.
+    pub(crate) losses: Vec<Lost>,
+    /// The connection table.
+    pub(crate) table: Table,
+    /// The ring buffer.
+    pub(crate) ring: Ring,
+    /// Records taken, by kind.
+    pub(crate) records: BTreeMap<String, u64>,
+    /// Connections by state, as the kernel programs count them.
+    pub(crate) states: BTreeMap<String, u64>,
+    /// Of the whole host since the daemon started.
+    pub(crate) totals: Totals,
+    /// What tcpwatch takes.
+    pub(crate) own: Own,
+}
+
+/// A program of the table.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Probe {
+    /// Its name.
+    pub(crate) probe: String,
+    /// Kind of hook.
+    pub(crate) hook: String,
+    /// The daemon does not start without it.
+    pub(crate) required: bool,
+    /// `attached`, `unsupported` or `broken`.
+    pub(crate) state: String,
+    /// Why it is not attached.
+    pub(crate) why: String,
+    /// What is not seen without it.
+    pub(crate) loses: String,
+}
+
+/// Something that could not be kept.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Lost {
+    /// Where, as in `tcpwatch_events_lost_total`.
+    #[serde(rename = "where")]
+    pub(crate) place: String,
+    /// By which program; empty for the daemon.
+    pub(crate) program: String,
+    /// How often.
+    pub(crate) count: u64,
+}
+
+/// The connection table.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Table {
+    /// Held.
+    pub(crate) connections: u64,
+    /// At most.
+    pub(crate) capacity: u64,
+    /// Dropped for want of room.
+    pub(crate) evicted: u64,
+}
+
+/// The ring buffer.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Ring {
+    /// Its size.
+    pub(crate) size_bytes: u64,
+    /// Most found waiting in it lately.
+    pub(crate) used_bytes: u64,
+}
+
+/// Counters of the whole host.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Totals {
+    /// Connections that reached ESTABLISHED.
+    pub(crate) opened: u64,
+    /// Connections older than the daemon.
+    pub(crate) adopted: u64,
+    /// Connections closed, by cause.
+    pub(crate) closed: BTreeMap<String, u64>,
+    /// Payload sent.
+    pub(crate) sent_bytes: u64,
+    /// Payload received.
+    pub(crate) received_bytes: u64,
+    /// Segments with payload sent.
+    pub(crate) sent_segments: u64,
+    /// Segments sent again, by cause.
+    pub(crate) retransmitted_segments: BTreeMap<String, u64>,
+    /// RSTs sent, by cause.
+    pub(crate) resets_sent: BTreeMap<String, u64>,
+    /// RSTs that ended a connection.
+    pub(crate) resets_received: u64,
+}
+
+/// What tcpwatch takes.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Own {
+    /// User and system time of the process.
+    pub(crate) cpu_seconds: Option<f64>,
+    /// Its resident memory.
+    pub(crate) resident_bytes: Option<u64>,
+    /// Kernel memory of the maps.
+    pub(crate) map_bytes: u64,
+    /// The kernel programs.
+    pub(crate) programs: Vec<Program>,
+}
+
+/// A kernel program.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Program {
+    /// Its name.
+    pub(crate) name: String,
+    /// Runs, while the kernel counts them.
+    pub(crate) runs: Option<u64>,
+    /// Mean time of one, while the kernel measures it.
+    pub(crate) mean_run_ns: Option<f64>,
+}
+
+impl Status {
+    /// What a snapshot says; `process` is the daemon's.
+    pub(crate) fn new(snapshot: &Snapshot, process: Process) -> Self {
+        let own = &snapshot.own;
+        let named = |name: &str, count: u64| (name.to_owned(), count);
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: snapshot.facts.kernel_release.clone(),
+            ktime_ns: snapshot.ktime_ns,
+            sampling_mode: snapshot.facts.sampling_mode.to_string(),
+            sample_interval_ms: (own.sample_interval_seconds * 1e3).round() as u64,
+            probes: snapshot.facts.probes.iter().map(Probe::new).collect(),
+            losses: losses(snapshot),
+            table: Table { connections: own.table.entries, capacity: own.table.capacity, evicted: own.table.evicted },
+            ring: Ring { size_bytes: own.ring_bytes, used_bytes: own.ring_used_bytes },
+            records: Kind::ALL.iter().zip(own.events).map(|(kind, count)| named(kind.name(), count)).collect(),
+            states: (0..STATES)
+                .filter_map(|number| TcpState::from_u8(number as u8))
+                .zip(snapshot.states.iter().skip(1))
+                .map(|(state, count)| named(state.name(), *count))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            totals: Totals::new(snapshot),
+            own: Own {
+                cpu_seconds: process.cpu_seconds,
+                resident_bytes: process.resident_bytes,
+                map_bytes: own.map_bytes,
+                programs: own
+                    .programs
+                    .iter()
+                    .map(|program| Program {
+                        name: program.name.clone(),
+                        runs: program.runs,
+                        mean_run_ns: program.mean_run_seconds.map(|seconds| seconds * 1e9),
+                    })
+                    .collect(),
+            },
+        }
+    }
+
+    /// How many probes are attached, of how many.
+    pub(crate) fn attached(&self) -> (usize, usize) {
+        (self.probes.iter().filter(|probe| probe.state == "attached").count(), self.probes.len())
+    }
+
+    /// Everything that could not be kept.
+    pub(crate) fn lost(&self) -> u64 {
+        self.losses.iter().map(|lost| lost.count).sum()
+    }
+}
+
+impl Probe {
+    fn new(status: &ProbeStatus) -> Self {
+        let (state, why) = match &status.state {
+            ProbeState::Attached => ("attached", ""),
+            ProbeState::Unsupported(why) => ("unsupported", why.as_str()),
+            ProbeState::Broken(why) => ("broken", why.as_str()),
+        };
+        Self {
+            probe: status.probe.clone(),
+            hook: status.hook.to_string(),
+            required: status.required,
+            state: state.to_owned(),
+            why: why.to_owned(),
+            loses: status.loses.to_string(),
+        }
+    }
+}
+
+fn losses(snapshot: &Snapshot) -> Vec<Lost> {
+    let own = &snapshot.own;
+    let lost = |place: &str, program: &str, count| Lost { place: place.into(), program: program.into(), count };
+    let kernel = Loss::ALL.iter().zip(own.losses).map(|(loss, count)| lost(loss.place(), loss.program(), count));
+    let decode = own.decode_errors.iter().map(|(_, count)| count).sum();
+    let withheld = own.programs.iter().map(|program| lost("recursion", &program.name, program.recursion_misses));
+    kernel
+        .chain([lost("decode", "", decode), lost("table", "", own.table.evicted)])
+        .chain(withheld)
+        .filter(|lost| lost.count > 0)
+        .collect()
+}
+
+impl Totals {
+    fn new(snapshot: &Snapshot) -> Self {
+        let total = |word: usize| {
+            let words = snapshot.groups.iter().filter_map(|group| group.words.get(word));
+            words.fold(0_u64, |sum, word| sum.wrapping_add(*word))
+        };
+        let sent = |cause| ResetOrigin::ALL.iter().map(|origin| total(group::resets(*origin, cause))).sum();
+        Self {
+            opened: total(group::OPENED),
+            adopted: total(group::ADOPTED),
+            closed: CloseCause::ALL.map(|cause| (cause.name().to_owned(), total(group::closed(cause)))).into(),
+            sent_bytes: total(group::SENT_BYTES),
+            received_bytes: total(group::RECEIVED_BYTES),
+            sent_segments: total(group::SENT_SEGMENTS),
+            retransmitted_segments: RetransmitCause::ALL
+                .map(|cause| (cause.name().to_owned(), total(group::retransmits(cause))))
+                .into(),
+            resets_sent: ResetCause::ALL.map(|cause| (cause.name().to_owned(), sent(cause))).into(),
+            resets_received: (0..STATES).map(|state| total(group::received(state as u8))).sum(),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::metrics::sample;
+
+    /// A status where everything happened.
+    pub(crate) fn full() -> Status {
+        let mut status = Status::new(&sample::full(1), Process { cpu_seconds: Some(1.5), ..Process::default() });
+        "0.0.0".clone_into(&mut status.version);
+        status
+    }
+
+    #[test]
+    fn the_status_is_as_agreed_and_can_be_read_back() {
+        let mut snapshot = sample::full(1);
+        snapshot.states = [3; STATES];
+        let status = Status { version: "0.0.0".to_owned(), ..Status::new(&snapshot, Process::default()) };
+        let line = super::super::line(&status);
+        assert_eq!(serde_json::from_str::<Status>(&line).unwrap(), status);
+        assert_eq!(status.states.len(), TcpState::ALL.len());
+        // Broken into lines for those who read differences.
+        crate::golden::check("tests/golden/status.json", &(serde_json::to_string_pretty(&status).unwrap() + "\n"));
+    }
+
+    #[test]
+    fn the_states_have_their_own_numbers() {
+        let mut snapshot = sample::empty();
+        snapshot.states[TcpState::CloseWait as usize] = 4;
+        let status = Status::new(&snapshot, Process::default());
+        assert_eq!(status.states, BTreeMap::from([("CLOSE_WAIT".to_owned(), 4)]));
+    }
+}
