@@ -269,7 +269,7 @@ impl Inbox {
         self.grants.extend(self.intake.take(record));
         if self.events.receiver_count() > 0
             && let Ok(record) = tcpwatch_common::record::decode(record)
-            && let Some(event) = Event::of(record, |slot| self.intake.aggregator().service(slot))
+            && let Some(event) = Event::of(&record, |slot| self.intake.aggregator().service(slot))
         {
             let _nobody_listens_any_more = self.events.send(Arc::new(event));
         }

@@ -166,10 +166,10 @@ impl Aggregator {
         let rtt = self.recent.quantiles(&groups, reading.ktime_ns);
         // Minisocks are not sockets that we could follow.
         if let Some(time_wait) = states.get_mut(TcpState::TimeWait as usize) {
-            *time_wait = reading.namespaces.iter().map(|n| n.time_wait).sum();
+            *time_wait = reading.namespaces.iter().fold(0, |sum, n| n.time_wait.saturating_add(sum));
         }
         if let Some(half_open) = states.get_mut(TcpState::SynRecv as usize) {
-            *half_open += self.listeners.half_open();
+            *half_open = half_open.saturating_add(self.listeners.half_open());
         }
         Snapshot {
             ktime_ns: reading.ktime_ns,

@@ -85,7 +85,7 @@ pub(crate) struct Connection {
     pub(crate) rto_backoff: u8,
     /// Payload sent, retransmissions included.
     pub(crate) sent_bytes: u64,
-    /// Of it, acknowledged.
+    /// Acknowledged by the peer, our SYN counted as one, as in tcp_info.
     pub(crate) acked_bytes: u64,
     /// Of it, sent again.
     pub(crate) retransmitted_bytes: u64,

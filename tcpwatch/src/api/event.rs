@@ -101,14 +101,14 @@ struct Listener {
 
 impl Event {
     /// The event of a record; none for a periodic reading.
-    pub(crate) fn of(record: Record, service: impl FnOnce(u32) -> Service) -> Option<Self> {
-        let slot = match &record {
+    pub(crate) fn of(record: &Record, service: impl FnOnce(u32) -> Service) -> Option<Self> {
+        let slot = match record {
             Record::Conn(Kind::Sample, _) => return None,
             Record::Conn(_, conn) => Some(conn.slot),
             Record::Reset(_, reset) => Some(reset.slot),
             Record::Retransmit(_) | Record::Listener(_) => None,
         };
-        Some(Self { record, service: slot.map_or(Service::None, service) })
+        Some(Self { record: *record, service: slot.map_or(Service::None, service) })
     }
 
     /// What kind of event it is.
@@ -250,7 +250,7 @@ mod tests {
             [Record::Conn(Kind::Open, busy(1)), Record::Conn(Kind::Sample, busy(1)), Record::Conn(Kind::Close, close)];
         let reasons = ["none", "tcp_abort_on_close"].map(str::to_owned);
         let moment = Moment { ktime_ns: 10_000_000_000, ticks_per_second: 250 };
-        let events = life.into_iter().chain(details()).filter_map(|record| Event::of(record, |_| Service::Port(443)));
+        let events = life.into_iter().chain(details()).filter_map(|record| Event::of(&record, |_| Service::Port(443)));
         let lines: Vec<_> =
             events.map(|event| event.to_json(moment, 1_700_000_000_000_000_000, &reasons) + "\n").collect();
         assert_eq!(lines.len(), 6, "a periodic reading is no event");

@@ -46,6 +46,7 @@ pub(crate) struct Status {
 
 /// A program of the table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the key that doctor --json has")]
 pub(crate) struct Probe {
     /// Its name.
     pub(crate) probe: String,

@@ -133,7 +133,7 @@ mod tests {
     async fn a_slow_listener_is_told_how_many_it_missed() {
         let (sender, receiver) = broadcast::channel(2);
         for cookie in 0..5 {
-            let event = Event::of(Record::Conn(Kind::Open, busy(cookie)), |_| Service::Other).unwrap();
+            let event = Event::of(&Record::Conn(Kind::Open, busy(cookie)), |_| Service::Other).unwrap();
             sender.send(Arc::new(event)).unwrap();
         }
         drop(sender);

@@ -105,11 +105,12 @@ pub(crate) async fn serve(tcp: TcpListener, unix: SocketFile, config: Config, fe
         serve::accept(
             tcp,
             router(pages, config.allowed_hosts.into()),
-            Arc::clone(&counter),
+            Some(counter),
             serve::Limits::default(),
             end(published.clone())
         ),
-        serve::accept(listener, local, counter, LOCAL_LIMITS, end(published)),
+        // Whoever follows events ends that by leaving.
+        serve::accept(listener, local, None, LOCAL_LIMITS, end(published)),
     );
 }
 
@@ -120,10 +121,9 @@ pub(crate) async fn serve_one(stream: UnixStream, feed: Feed) {
         Ok(pages) => pages,
         Err(error) => return log::error!("no HTTP: {error}"),
     };
-    let exporter = Arc::clone(&pages.exporter);
     let stopping = watch::channel(false);
     tokio::select! {
-        () = serve::converse(stream, local_router(pages), &exporter, LOCAL_LIMITS, stopping.1) => {}
+        () = serve::converse(stream, local_router(pages), None, LOCAL_LIMITS, stopping.1) => {}
         () = end(published) => {}
     }
 }
@@ -242,7 +242,7 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (counter, limits) = (Arc::clone(&exporter), serve::Limits::default());
-        tokio::spawn(serve::accept(listener, router, counter, limits, std::future::pending()));
+        tokio::spawn(serve::accept(listener, router, Some(counter), limits, std::future::pending()));
         Running { address, snapshots, exporter }
     }
 

@@ -79,11 +79,11 @@ const MOST_BUFFERED: usize = 16 << 10;
 /// How long to wait when no connection can be taken, mostly for want of file descriptors.
 const AFTER_A_FAILURE: Duration = Duration::from_millis(100);
 
-/// Takes connections until `shutdown`.
+/// Takes connections until `shutdown`. Clients that leave early are counted by `counter`.
 pub(super) async fn accept(
     listener: impl Listen,
     router: Router,
-    exporter: Arc<Exporter>,
+    counter: Option<Arc<Exporter>>,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -102,10 +102,10 @@ pub(super) async fn accept(
             Some(_) = connections.join_next() => {}
             (slot, accepted) = next => match accepted {
                 Ok(stream) => {
-                    let (router, exporter, stopping) = (router.clone(), Arc::clone(&exporter), stopping.clone());
+                    let (router, counter, stopping) = (router.clone(), counter.clone(), stopping.clone());
                     connections.spawn(async move {
                         let _slot = slot;
-                        converse(stream, router, &exporter, limits, stopping).await;
+                        converse(stream, router, counter.as_deref(), limits, stopping).await;
                     });
                 }
                 Err(error) => {
@@ -152,14 +152,16 @@ impl Listen for UnixListener {
 pub(super) async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     router: Router,
-    exporter: &Exporter,
+    counter: Option<&Exporter>,
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) {
     let lost = Arc::new(AtomicBool::new(false));
     answer(stream, router, &lost, limits, stopping).await;
-    if lost.load(Ordering::Relaxed) {
-        exporter.count_disconnect();
+    if let Some(counter) = counter
+        && lost.load(Ordering::Relaxed)
+    {
+        counter.count_disconnect();
     }
 }
 
@@ -300,7 +302,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
-        let task = tokio::spawn(accept(listener, router, Arc::clone(&exporter), limits, shutdown));
+        let task = tokio::spawn(accept(listener, router, Some(Arc::clone(&exporter)), limits, shutdown));
         Running { address, exporter, task, stop }
     }
 

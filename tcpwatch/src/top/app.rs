@@ -54,6 +54,17 @@ const MOST_ROWS: usize = 5000;
 /// Rows of a page, for keys: what is on the screen is the view's business.
 const PAGE: usize = 10;
 
+/// What keys go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The rows.
+    Rows,
+    /// The filter, which is being typed.
+    Filter,
+    /// The help, which the next one closes.
+    Help,
+}
+
 /// The view.
 #[derive(Debug)]
 pub(crate) struct App {
@@ -69,12 +80,10 @@ pub(crate) struct App {
     pub(crate) reversed: bool,
     /// Only rows with this in them.
     pub(crate) filter: String,
-    /// The filter is being typed.
-    pub(crate) typing: bool,
+    /// What keys go to.
+    pub(crate) mode: Mode,
     /// The picture stays as it is.
     pub(crate) paused: bool,
-    /// Help is shown.
-    pub(crate) help: bool,
     /// The first row on the screen.
     pub(crate) first: usize,
     /// Why there is no newer picture.
@@ -107,9 +116,8 @@ impl App {
             column,
             reversed: false,
             filter: String::new(),
-            typing: false,
+            mode: Mode::Rows,
             paused: false,
-            help: false,
             first: 0,
             trouble: None,
             all: Vec::new(),
@@ -124,7 +132,7 @@ impl App {
     /// Takes what happened.
     pub(crate) fn update(&mut self, input: Input) -> Effect {
         match input {
-            Input::Key(key) if self.typing => self.type_filter(key),
+            Input::Key(key) if self.mode == Mode::Filter => self.type_filter(key),
             Input::Key(Key::Char('q')) => return Effect::Quit,
             Input::Key(key) => self.press(key),
             Input::Picture(picture) => {
@@ -154,15 +162,15 @@ impl App {
     }
 
     fn press(&mut self, key: Key) {
-        if self.help {
-            self.help = false;
+        if self.mode == Mode::Help {
+            self.mode = Mode::Rows;
             return;
         }
         let last = self.rows.len().saturating_sub(1);
         match key {
-            Key::Char('?' | 'h') => self.help = true,
+            Key::Char('?' | 'h') => self.mode = Mode::Help,
             Key::Char('p' | ' ') => self.paused = !self.paused,
-            Key::Char('/') => self.typing = true,
+            Key::Char('/') => self.mode = Mode::Filter,
             Key::Char('s') => self.sort_by_next(1),
             Key::Char('S') => self.sort_by_next(COLUMNS.len() - 1),
             Key::Char('r') => self.reversed = !self.reversed,
@@ -189,9 +197,9 @@ impl App {
         match key {
             Key::Char(c) => self.filter.push(c),
             Key::Backspace => drop(self.filter.pop()),
-            Key::Enter => self.typing = false,
+            Key::Enter => self.mode = Mode::Rows,
             Key::Escape => {
-                self.typing = false;
+                self.mode = Mode::Rows;
                 self.filter.clear();
             }
             _ => return,
@@ -259,7 +267,7 @@ mod tests {
         app.update(Input::Key(Key::Backspace));
         assert_eq!(app.rows.len(), 10);
         app.update(Input::Key(Key::Escape));
-        assert_eq!((app.rows.len(), app.typing), (20, false));
+        assert_eq!((app.rows.len(), app.mode), (20, Mode::Rows));
         press(&mut app, "/NGINX");
         assert_eq!(app.rows.len(), 20);
     }

@@ -54,7 +54,8 @@ impl TopError {
 /// Shows or prints the connections.
 pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str) -> Result<(), TopError> {
     let column = columns::find(sort)?;
-    if !once && !(io::stdout().is_terminal() && io::stdin().is_terminal()) {
+    let terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
+    if !once && !terminal {
         return Err(TopError::NoTerminal);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(TopError::Terminal)?;

@@ -8,7 +8,7 @@ use ratatui::widgets::{Block, Clear, Paragraph};
 
 use crate::api::connection::Connection;
 
-use super::app::App;
+use super::app::{App, Mode};
 use super::columns::{self, COLUMNS, Column};
 
 /// Whether there are colours; without them, bold and reversed text say the same.
@@ -50,7 +50,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, app: &App, theme: Theme) {
     let [.., last] = rows_of(area);
     frame.render_widget(Clear, last);
     frame.render_widget(footer(app, theme), last);
-    if app.help {
+    if app.mode == Mode::Help {
         help(frame, area);
     }
 }
@@ -80,12 +80,12 @@ fn header(app: &App, theme: Theme) -> Vec<Line<'static>> {
     let connections = status.table.connections;
     let second = match &app.rates {
         Some(rates) => format!(
-            "{connections} connections  opened {:.1}/s  closed {:.1}/s  sent {}B/s  received {}B/s  retransmitted {:.2}%",
+            "{connections} connections  opened {:.1}/s  closed {:.1}/s  resent {:.2}%  out {}B/s  in {}B/s",
             rates.opened,
             rates.closed,
+            rates.retransmitted_percent,
             columns::bytes(rates.sent_bytes as u64),
-            columns::bytes(rates.received_bytes as u64),
-            rates.retransmitted_percent
+            columns::bytes(rates.received_bytes as u64)
         ),
         None => format!("{connections} connections"),
     };
@@ -139,7 +139,7 @@ fn cell(text: &str, column: &Column, width: u16) -> String {
 }
 
 fn footer(app: &App, theme: Theme) -> Line<'static> {
-    if app.typing {
+    if app.mode == Mode::Filter {
         return Line::from(format!("filter: {}_   Enter keeps it, Esc drops it", app.filter));
     }
     if let Some(why) = &app.trouble {
@@ -259,8 +259,8 @@ mod tests {
     #[test]
     fn any_size_can_be_drawn() {
         let mut app = app_with(many());
-        for help in [false, true] {
-            app.help = help;
+        for mode in [Mode::Rows, Mode::Filter, Mode::Help] {
+            app.mode = mode;
             for (width, height) in [(1, 1), (2, 3), (10, 4), (79, 23), (300, 2)] {
                 frame(&app, width, height);
             }

@@ -90,7 +90,7 @@ fn values() -> Result<()> {
             ("cwnd_segments", truth.snd_cwnd.into()),
             ("mss_bytes", truth.snd_mss.into()),
             ("sent_bytes", truth.bytes_sent),
-            ("acked_bytes", truth.bytes_acked - 1),
+            ("acked_bytes", truth.bytes_acked),
             ("sent_segments", truth.data_segs_out.into()),
             ("retransmits_total", truth.total_retrans.into()),
             ("pid", std::process::id().into()),
