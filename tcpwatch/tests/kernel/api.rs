@@ -52,6 +52,17 @@ impl Daemon {
         body.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
+    /// The stream of events, which has begun.
+    fn follow(&self) -> Result<BufReader<UnixStream>> {
+        let mut stream = BufReader::new(self.request("/api/v1/events")?);
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            ensure!(stream.read_line(&mut line)? > 0, "no head");
+        }
+        Ok(stream)
+    }
+
     /// The connection whose socket this is, when the daemon knows it.
     fn connection(&self, pair: &Pair, end: End) -> Result<Option<Value>> {
         let cookie = sockopt::cookie(pair.stream(end))?;
@@ -145,12 +156,8 @@ fn status() -> Result<()> {
 fn events() -> Result<()> {
     let path = Path::builder().build()?;
     let daemon = Daemon::watching(&[path.a(), path.b()])?;
-    let mut stream = BufReader::new(daemon.request("/api/v1/events")?);
+    let mut stream = daemon.follow()?;
     let mut line = String::new();
-    while line.trim() != "" || line.is_empty() {
-        line.clear();
-        ensure!(stream.read_line(&mut line)? > 0, "no head");
-    }
     let traffic = Traffic::over(&path, Family::ALL[0]);
     let server = traffic.listen()?;
     let pair = traffic.connect_to(&server)?;
@@ -186,7 +193,7 @@ fn socket() -> Result<()> {
     let found = fs::metadata(&socket)?;
     ensure!(found.file_type().is_socket() && found.permissions().mode() & 0o777 == 0o660, "{found:?}");
     // A listener of events does not keep the daemon from ending.
-    let mut listener = daemon.request("/api/v1/events")?;
+    let mut listener = daemon.follow()?;
     let began = Instant::now();
     daemon.signal_stop()?;
     listener.read_to_string(&mut String::new())?;
