@@ -120,7 +120,7 @@ impl Daemon {
 
     /// Asks it to stop.
     pub(crate) fn signal_stop(&self) -> Result<()> {
-        let pid = rustix::process::Pid::from_raw(self.pid() as i32).context("no process")?;
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).context("no process")?;
         Ok(rustix::process::kill_process(pid, rustix::process::Signal::TERM)?)
     }
 
