@@ -276,8 +276,8 @@ wire! {
         pub drops: u32,
         /// Handshakes that are under way.
         pub half_open: u32,
-        /// Padding.
-        pub reserved: u32,
+        /// 1: a reading of an iterator, not something that happened.
+        pub periodic: u32,
         /// 1: it listens now; 0: it ended.
         pub up: u32,
         /// Process that did it, or that holds it; 0 when it is not known.

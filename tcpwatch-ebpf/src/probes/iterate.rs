@@ -240,7 +240,7 @@ fn write_listener(meta: *const Meta, sock: TcpSock, pid: u32) -> bool {
         queue: sock.sk_ack_backlog(),
         drops: sock.sk_drops(),
         half_open: sock.icsk_accept_qlen(),
-        reserved: 0,
+        periodic: 1,
         up: 1,
         pid,
     };

@@ -264,7 +264,7 @@ fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
                 queue: sock.sk_ack_backlog(),
                 drops: sock.sk_drops(),
                 half_open: sock.icsk_accept_qlen(),
-                reserved: 0,
+                periodic: 0,
                 up: u32::from(up),
                 pid: ctx.tgid(),
             });

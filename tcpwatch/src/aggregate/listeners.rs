@@ -71,7 +71,7 @@ mod tests {
     fn record(cookie: u64, port: u16, up: u32) -> ListenerRecord {
         let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 96, ktime_ns: 0 };
         let key = ConnKey { local_port: port, ..ConnKey::EMPTY };
-        ListenerRecord { header, cookie, key, backlog: 128, queue: 3, drops: 1, half_open: 0, reserved: 0, up, pid: 1 }
+        ListenerRecord { header, cookie, key, backlog: 128, queue: 3, drops: 1, half_open: 0, periodic: 0, up, pid: 1 }
     }
 
     #[test]

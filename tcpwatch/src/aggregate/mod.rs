@@ -266,7 +266,7 @@ pub(crate) mod tests {
             queue: 0,
             drops: 0,
             half_open: 0,
-            reserved: 0,
+            periodic: 0,
             up: 1,
             pid: 1,
         };

@@ -106,6 +106,7 @@ impl Event {
             Record::Conn(Kind::Sample, _) => return None,
             Record::Conn(_, conn) => Some(conn.slot),
             Record::Reset(_, reset) => Some(reset.slot),
+            Record::Listener(listener) if listener.periodic != 0 => return None,
             Record::Retransmit(_) | Record::Listener(_) => None,
         };
         Some(Self { record: *record, service: slot.map_or(Service::None, service) })

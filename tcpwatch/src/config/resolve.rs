@@ -9,8 +9,15 @@ use super::rules::Raw;
 use super::{Config, ConfigError, FILE_VARIABLE, Origin, SETTINGS, did_you_mean, file};
 
 /// Variables with our prefix that are no settings: the name of the file, and what building and testing look at.
-const OTHER_VARIABLES: [&str; 5] =
-    [FILE_VARIABLE, "TCPWATCH_REQUIRE_BPF", "TCPWATCH_FORBID_SKIPS", "TCPWATCH_COMMIT", "TCPWATCH_BLESS"];
+const OTHER_VARIABLES: [&str; 7] = [
+    FILE_VARIABLE,
+    "TCPWATCH_REQUIRE_BPF",
+    "TCPWATCH_FORBID_SKIPS",
+    "TCPWATCH_COMMIT",
+    "TCPWATCH_BLESS",
+    "TCPWATCH_PROMETHEUS",
+    "TCPWATCH_TEST_FULL",
+];
 /// The same, for the rest of the name.
 const OTHER_PREFIX: &str = "TCPWATCH_BPF_";
 
