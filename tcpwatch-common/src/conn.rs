@@ -64,6 +64,10 @@ wire! {
         pub cwnd_max: u32,
         /// Non-zero since a retransmission: an unchanged srtt is then no evidence of an equal sample.
         pub rtt_guard: u32,
+        /// 1 once the fields below have their first values.
+        pub begun: u32,
+        /// `segs_in + segs_out` at the last record: what did not change since has nothing new to tell.
+        pub told_segments: u32,
         /// Coarse histogram of the raw RTT samples.
         pub sketch: [u32; SKETCH_BUCKETS],
         /// When the SYN was sent, or the connection was first seen; ns of CLOCK_MONOTONIC.
@@ -79,8 +83,6 @@ wire! {
         /// Non-zero once somebody takes the baseline of a connection that is older than we: the iterators and tcp_probe
         /// may see it first at the same time.
         pub claimed: u64,
-        /// `segs_in + segs_out` at the last record: what did not change since has nothing new to tell.
-        pub told_segments: u32,
         /// `dsack_dups` already in the group's counter, or not ours.
         pub flushed_dsacks: u32,
         /// `total_retrans` already attributed to a cause, or not ours.
@@ -111,6 +113,8 @@ wire! {
         pub flags: u8,
         /// State that is in the gauge for this socket; 0 for none.
         pub gauged: u8,
+        /// Padding.
+        pub reserved: u32,
         /// Name of the process that opened it.
         pub comm: [u8; COMM_LEN],
     }
@@ -135,6 +139,8 @@ impl Conn {
         cwnd_min: u32::MAX,
         cwnd_max: 0,
         rtt_guard: 0,
+        begun: 0,
+        told_segments: 0,
         sketch: [0; SKETCH_BUCKETS],
         started_ns: 0,
         established_ns: 0,
@@ -142,7 +148,6 @@ impl Conn {
         flushed_received: 0,
         flushed_segments: 0,
         claimed: 0,
-        told_segments: 0,
         flushed_dsacks: 0,
         retrans_seen: 0,
         retrans: [0; 6],
@@ -158,6 +163,7 @@ impl Conn {
         direction: 0,
         flags: 0,
         gauged: 0,
+        reserved: 0,
         comm: [0; COMM_LEN],
     };
 }

@@ -303,6 +303,7 @@ pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction, slot: u32) {
     conn.srtt = sock.srtt_us();
     conn.delivered = sock.delivered();
     conn.ca_state = sock.ca_state();
+    conn.begun = 1;
 }
 
 /// What a connection record says beyond the socket and its state.

@@ -124,6 +124,18 @@ pub(crate) struct Replay {
 pub(crate) enum Reader {
     /// Print the metrics, without those of the running process
     Metrics(MetricsReader),
+    /// Print the connections at the end, as `tcpwatch top --once` does
+    Top(TopReader),
+    /// Print the connections at the end, one JSON object a line, as `/api/v1/connections` does
+    Connections,
+}
+
+/// `tcpwatch replay FILE top`.
+#[derive(Debug, Args)]
+pub(crate) struct TopReader {
+    /// Sort by this column
+    #[arg(long, value_name = "COLUMN", default_value = columns::DEFAULT, value_parser = PossibleValuesParser::new(columns::names()))]
+    pub(crate) sort: String,
 }
 
 /// `tcpwatch replay FILE metrics`.

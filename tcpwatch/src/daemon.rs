@@ -302,6 +302,7 @@ impl Daemon {
         let Loaded { mut ebpf, mut maps, probes } = loaded;
         let facts = Facts {
             kernel_release: kernel.release.clone(),
+            ticks_per_second: kernel.hz,
             sampling_mode: if config.sampling == Sampling::Tick { "tick" } else { "every-ack" }.into(),
             reasons: kernel.reasons.clone(),
             probes,

@@ -6,9 +6,12 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use crate::aggregate::snapshot::Snapshot;
+use crate::api::connection::Connection;
+use crate::api::{self};
 use crate::cli::{self, Reader, Replay};
 use crate::metrics::{MetricsError, Recorded};
 use crate::recording::{Intake, Recording, RecordingError};
+use crate::top::{self, columns};
 
 /// Why a replay does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +22,9 @@ pub(crate) enum ReplayError {
     /// A mistake in the catalogue.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// No such column.
+    #[error(transparent)]
+    Column(#[from] columns::NoColumn),
     /// Nobody takes the output.
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
@@ -28,6 +34,7 @@ impl ReplayError {
     /// The status to end with.
     pub(crate) const fn status(&self) -> u8 {
         match self {
+            Self::Column(_) => cli::USAGE,
             Self::Recording(_) | Self::Metrics(_) | Self::Output(_) => cli::FAILED,
         }
     }
@@ -39,6 +46,10 @@ pub(crate) fn run(args: &Replay, out: &mut impl Write) -> Result<(), ReplayError
     match &args.reader {
         None => metrics(playback, None, out),
         Some(Reader::Metrics(reader)) => metrics(playback, reader.at, out),
+        Some(Reader::Top(reader)) => connections(playback, &reader.sort, out, |all| top::table(all, usize::MAX)),
+        Some(Reader::Connections) => {
+            connections(playback, columns::DEFAULT, out, |all| all.iter().map(api::line).collect::<String>())
+        }
     }
 }
 
@@ -86,11 +97,37 @@ fn metrics<R: io::Read>(mut playback: Playback<R>, at: Option<u64>, out: &mut im
     {
         return Err(playback.recording.no_snapshot(wanted, found).into());
     }
-    match out.write_all(shown.text()?.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(ReplayError::Output(error)),
-        _ => {}
-    }
+    write(out, &shown.text()?)?;
     broken.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// The connections that were there at the last snapshot, in the order of a column.
+fn connections<R: io::Read>(
+    mut playback: Playback<R>,
+    column: &str,
+    out: &mut impl Write,
+    shown: impl FnOnce(&[Connection]) -> String,
+) -> Result<(), ReplayError> {
+    let column = columns::find(column)?;
+    let mut moment = (playback.recording.beginning().ktime_ns, playback.recording.beginning().facts.ticks_per_second);
+    let broken = loop {
+        match playback.next() {
+            Ok(Some(snapshot)) => moment = (snapshot.ktime_ns, snapshot.facts.ticks_per_second),
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    let mut connections = playback.intake.aggregator().listing(moment.0).connections(moment.1);
+    columns::sort(&mut connections, column, false);
+    write(out, &shown(&connections))?;
+    broken.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn write(out: &mut impl Write, text: &str) -> Result<(), ReplayError> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ReplayError::Output(error)),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -99,7 +136,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::cli::MetricsReader;
+    use crate::cli::{MetricsReader, TopReader};
+
+    fn check(file: &Path, extension: &str, text: &str) {
+        let name = file.with_extension(extension);
+        crate::golden::check(&format!("tests/replay/{}", name.file_name().unwrap().to_str().unwrap()), text);
+    }
 
     fn replayed(file: &Path, at: Option<u64>) -> (String, Result<(), ReplayError>) {
         let mut out = Vec::new();
@@ -125,8 +167,14 @@ mod tests {
             let (text, outcome) = replayed(&file, None);
             outcome.unwrap();
             assert!(fs::metadata(&file).unwrap().len() < 100_000, "{}", file.display());
-            let name = file.with_extension("metrics");
-            crate::golden::check(&format!("tests/replay/{}", name.file_name().unwrap().to_str().unwrap()), &text);
+            check(&file, "metrics", &text);
+            for (extension, reader) in
+                [("top", Reader::Top(TopReader { sort: "sent".to_owned() })), ("jsonl", Reader::Connections)]
+            {
+                let mut out = Vec::new();
+                run(&Replay { file: file.clone(), reader: Some(reader) }, &mut out).unwrap();
+                check(&file, extension, &String::from_utf8(out).unwrap());
+            }
         }
     }
 

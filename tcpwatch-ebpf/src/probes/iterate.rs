@@ -148,7 +148,7 @@ fn adopt(meta: *const Meta, sock: TcpSock, owner: Option<Owner>) {
         emit::lost(Loss::StorageIterator);
         return;
     };
-    if conn.started_ns == 0 && emit::adopt(sock, conn, direction_by_port(netns, sock.local_port())) {
+    if conn.begun == 0 && emit::adopt(sock, conn, direction_by_port(netns, sock.local_port())) {
         emit::gauge(conn, state);
     }
     let mut news = conn.next_emit == 0;
@@ -202,7 +202,7 @@ pub unsafe fn storage(ctx: *const StorageContext) {
         return;
     }
     let now = jiffies();
-    if conn.started_ns == 0 || state == CLOSE || conn.flags & flag::CLOSED != 0 || now < conn.next_emit {
+    if conn.begun == 0 || state == CLOSE || conn.flags & flag::CLOSED != 0 || now < conn.next_emit {
         return;
     }
     let activity = emit::activity(sock);

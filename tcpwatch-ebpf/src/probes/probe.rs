@@ -21,7 +21,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
     }
     let Some(sock) = TcpSock::cast(sk) else { return };
     let conn = match sock.state() {
-        Some(conn) if conn.started_ns != 0 => conn,
+        Some(conn) if conn.begun != 0 => conn,
         _ => {
             first_sight(sock, now);
             return;

@@ -32,7 +32,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
     let err = if frozen(&RETRANSMIT_HAS_ERR) != 0 { ctx.arg::<i32>(2) } else { 0 };
     let Some(sock) = TcpSock::cast(sk) else { return };
     let known = match sock.state() {
-        Some(conn) if conn.started_ns != 0 => Some(conn),
+        Some(conn) if conn.begun != 0 => Some(conn),
         _ => None,
     };
     let conn = if let Some(conn) = known {

@@ -83,7 +83,7 @@ fn established(sock: TcpSock, old: u8) {
         return;
     };
     let retransmitted = sock.total_retrans() != 0;
-    if conn.started_ns == 0 {
+    if conn.begun == 0 {
         // A child of a listener, or a SYN_SENT whose state could not be kept. Its SYN-ACKs were counted at the listener.
         let (direction, port) = if old == SYN_SENT {
             (Direction::Outbound, sock.remote_port())
@@ -208,7 +208,7 @@ fn known_or_adopted(sock: TcpSock, netns: u32) -> Option<&'static mut Conn> {
         emit::lost(Loss::StorageState);
         return None;
     };
-    if conn.started_ns == 0 {
+    if conn.begun == 0 {
         emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
     }
     Some(conn)

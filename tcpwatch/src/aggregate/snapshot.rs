@@ -160,6 +160,8 @@ pub(crate) struct SelfStats {
 pub(crate) struct Facts {
     /// `uname -r`.
     pub(crate) kernel_release: String,
+    /// Jiffies in a second.
+    pub(crate) ticks_per_second: u32,
     /// `every-ack` or `tick`.
     pub(crate) sampling_mode: Cow<'static, str>,
     /// Names of the kernel's reset reasons by number, in lower case and without the enum's prefix; 0 is `none`.

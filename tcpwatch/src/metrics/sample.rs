@@ -109,6 +109,7 @@ fn facts() -> Facts {
     };
     Facts {
         kernel_release: "6.18.0-test".to_owned(),
+        ticks_per_second: 250,
         sampling_mode: "every-ack".into(),
         reasons: ["none", "not_specified", "no_socket"].map(ToOwned::to_owned).to_vec(),
         probes: vec![

@@ -51,6 +51,7 @@ fn beginning() -> Beginning {
     Beginning {
         facts: Facts {
             kernel_release: "6.18.0-test".to_owned(),
+            ticks_per_second: 250,
             sampling_mode: "tick".into(),
             reasons: vec!["none".to_owned(), "no_socket".to_owned()],
             probes: vec![probe(ProbeState::Attached), probe(ProbeState::Broken("EPERM\nand more".to_owned()))],

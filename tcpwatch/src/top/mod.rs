@@ -116,7 +116,8 @@ fn print(connections: &[Connection]) -> io::Result<()> {
     }
 }
 
-fn table(connections: &[Connection], most: usize) -> String {
+/// Every row of the table of columns; no line is longer than `most`.
+pub(crate) fn table(connections: &[Connection], most: usize) -> String {
     let cells: Vec<Vec<String>> =
         connections.iter().map(|connection| COLUMNS.iter().map(|column| (column.text)(connection)).collect()).collect();
     let widths: Vec<usize> = COLUMNS

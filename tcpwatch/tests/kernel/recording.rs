@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
-use tcpwatch_lab::{End, Family, Netns, Path, Traffic};
+use tcpwatch_lab::{End, Family, Netns, Pair, Path, Traffic};
 
 use crate::daemon::{Daemon, Metrics, PROGRAM, equal, nothing_lost};
 use crate::trial;
@@ -87,7 +87,8 @@ fn text(bytes: Vec<u8>) -> Result<String> {
 }
 
 /// Retransmissions, resets of every kind and plain ends, of both IP versions.
-fn traffic(path: &Path, family: Family) -> Result<()> {
+/// Ends with one connection open, which is returned.
+fn traffic(path: &Path, family: Family) -> Result<Pair> {
     let mut pair = Traffic::over(path, family).congestion("cubic").connect()?;
     path.forward().drop_share(0.03, 11);
     pair.send(End::Client, 200_000)?;
@@ -98,7 +99,9 @@ fn traffic(path: &Path, family: Family) -> Result<()> {
     one()?.close_with_unread(End::Server, 100)?;
     one()?.send_after_close(End::Server)?;
     Traffic::over(path, family).refused(3)?;
-    Ok(())
+    let mut open = one()?;
+    open.ping_pong(20, 500)?;
+    Ok(open)
 }
 
 fn path() -> Result<Path> {
@@ -114,7 +117,7 @@ fn live_and_replayed() -> Result<()> {
     for family in [Family::V4, Family::V6, Family::MappedBoth] {
         let path = path()?;
         let recorder = Recorder::start(&[path.a(), path.b()], &["--metrics"])?;
-        traffic(&path, family)?;
+        let _open = traffic(&path, family)?;
         recorder.signal(Signal::INT)?;
         let (status, live, file, _folder) = recorder.end()?;
         ensure!(status.success(), "{status}: {live}");
@@ -151,7 +154,7 @@ fn samples() -> Result<()> {
     for (name, family) in [("lossy_v4", Family::V4), ("lossy_v6", Family::V6)] {
         let path = path()?;
         let recorder = Recorder::start(&[path.a(), path.b()], &[])?;
-        traffic(&path, family)?;
+        let _open = traffic(&path, family)?;
         recorder.signal(Signal::TERM)?;
         let (status, printed, file, _folder) = recorder.end()?;
         ensure!(
