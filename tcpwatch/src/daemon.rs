@@ -390,7 +390,7 @@ impl Daemon {
 
     /// To be called every [`TICK`], before the counters are read.
     pub(crate) fn every_tick(&mut self) -> Result<(), DaemonError> {
-        self.walker.walk(&mut self.inbox, &self.ebpf, self.governor.interval);
+        self.walker.walk(&mut self.inbox, &mut self.ebpf, self.governor.interval);
         self.surroundings.look();
         self.govern()?;
         self.apply_grants()

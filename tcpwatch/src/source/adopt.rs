@@ -63,19 +63,37 @@ fn seed_listeners(inbox: &mut Inbox, maps: &mut Maps) -> Result<(), DaemonError>
 pub(crate) struct Walker {
     next_ns: u64,
     works: bool,
+    next_owners_ns: u64,
 }
 
-/// A pass over the tracked sockets may take this share of the time.
+/// How often the owners of connections are looked for, ns.
+const OWNERS_NS: u64 = 5_000_000_000;
+/// A pass over sockets or files may take this share of the time.
 const WALK_SHARE: u64 = 100;
 
 impl Walker {
     /// Has not walked yet.
     pub(crate) fn new() -> Self {
-        Self { next_ns: 0, works: true }
+        Self { next_ns: 0, works: true, next_owners_ns: sys::monotonic_ns() + OWNERS_NS }
+    }
+
+    /// Who holds the connections that were accepted since: no tracepoint runs in the process that does.
+    fn owners(&mut self, inbox: &mut Inbox, ebpf: &mut aya::Ebpf) {
+        let began = sys::monotonic_ns();
+        if began < self.next_owners_ns {
+            return;
+        }
+        match iterate::files(ebpf) {
+            Ok(output) => iterate::records(&output).for_each(|record| inbox.take(record)),
+            Err(error) => log::debug!("owners of accepted connections are not known: {error}"),
+        }
+        let took = sys::monotonic_ns() - began;
+        self.next_owners_ns = began + OWNERS_NS.max(took * WALK_SHARE);
     }
 
     /// To be called once a tick.
-    pub(crate) fn walk(&mut self, inbox: &mut Inbox, ebpf: &aya::Ebpf, interval: Duration) {
+    pub(crate) fn walk(&mut self, inbox: &mut Inbox, ebpf: &mut aya::Ebpf, interval: Duration) {
+        self.owners(inbox, ebpf);
         let began = sys::monotonic_ns();
         if !self.works || began < self.next_ns {
             return;
