@@ -6,7 +6,7 @@ use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::{Conn, ConnKey};
 use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, setting, slot};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, rtt_bucket, sketch_bucket};
-use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind};
+use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, ListenerRecord};
 use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::rtt::raw_sample;
 use tcpwatch_common::state::{Direction, TcpState, ca_state};
@@ -415,6 +415,25 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         reserved: 0;
         comm: conn.comm;
         sketch: conn.sketch;
+    }
+}
+
+/// Everything known of a listener; `periodic` when an iterator reads it and nothing has happened.
+#[inline(always)]
+pub fn listener(sock: TcpSock, up: bool, periodic: bool, pid: u32) -> ListenerRecord {
+    let mut key = ConnKey::EMPTY;
+    sock.write_key(&mut key);
+    ListenerRecord {
+        header: header::<ListenerRecord>(Kind::Listener),
+        cookie: sock.cookie(),
+        key,
+        backlog: sock.sk_max_ack_backlog(),
+        queue: sock.sk_ack_backlog(),
+        drops: sock.sk_drops(),
+        half_open: sock.icsk_accept_qlen(),
+        periodic: u32::from(periodic),
+        up: u32::from(up),
+        pid,
     }
 }
 

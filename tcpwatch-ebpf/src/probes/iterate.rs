@@ -7,7 +7,7 @@
 use aya_ebpf::helpers::generated::{bpf_seq_write, bpf_sock_from_file};
 use core::ptr;
 use tcpwatch_common::close::flag;
-use tcpwatch_common::conn::{COMM_LEN, Conn, ConnKey};
+use tcpwatch_common::conn::{COMM_LEN, Conn};
 use tcpwatch_common::counters::{Loss, setting};
 use tcpwatch_common::layout::ABSENT;
 use tcpwatch_common::record::{ConnRecord, Kind, ListenerRecord};
@@ -230,20 +230,7 @@ fn write_connection(meta: *const Meta, sock: TcpSock, conn: &Conn, state: u8) ->
 
 #[inline(always)]
 fn write_listener(meta: *const Meta, sock: TcpSock, pid: u32) -> bool {
-    let mut key = ConnKey::EMPTY;
-    sock.write_key(&mut key);
-    let record = ListenerRecord {
-        header: emit::header::<ListenerRecord>(Kind::Listener),
-        cookie: sock.cookie(),
-        key,
-        backlog: sock.sk_max_ack_backlog(),
-        queue: sock.sk_ack_backlog(),
-        drops: sock.sk_drops(),
-        half_open: sock.icsk_accept_qlen(),
-        periodic: 1,
-        up: 1,
-        pid,
-    };
+    let record = emit::listener(sock, true, true, pid);
     // SAFETY: `record` lives until the helper has copied it.
     unsafe {
         bpf_seq_write((*meta).seq.cast(), ptr::from_ref(&record).cast_mut().cast(), size_of::<ListenerRecord>() as u32)

@@ -6,7 +6,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::debug;
 use core::ptr;
 use tcpwatch_common::close::{self, CloseCause, flag};
-use tcpwatch_common::conn::{COMM_LEN, Conn, ConnKey};
+use tcpwatch_common::conn::{COMM_LEN, Conn};
 use tcpwatch_common::counters::{HANDSHAKE_UNIT_US, Loss, group};
 use tcpwatch_common::hist::log2_bucket;
 use tcpwatch_common::record::{Kind, ListenerRecord};
@@ -240,6 +240,11 @@ fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
     if up {
         note_listener(sock, netns);
     } else {
+        if let Some(conn) = sock.state() {
+            // The socket may listen again.
+            conn.claimed = 0;
+            conn.next_emit = 0;
+        }
         let key = listener_key(netns, sock.local_port());
         if let Some(count) = LISTENERS.get_ptr_mut(key) {
             // SAFETY: a value of the map; listeners that share a port may change on two CPUs at once.
@@ -251,24 +256,10 @@ fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
             }
         }
     }
+    let pid = ctx.tgid();
     emit::record::<ListenerRecord>(Loss::RingState, |place| {
-        let mut key = ConnKey::EMPTY;
-        sock.write_key(&mut key);
         // SAFETY: a reserved record.
-        unsafe {
-            place.write(ListenerRecord {
-                header: emit::header::<ListenerRecord>(Kind::Listener),
-                cookie: sock.cookie(),
-                key,
-                backlog: sock.sk_max_ack_backlog(),
-                queue: sock.sk_ack_backlog(),
-                drops: sock.sk_drops(),
-                half_open: sock.icsk_accept_qlen(),
-                periodic: 0,
-                up: u32::from(up),
-                pid: ctx.tgid(),
-            });
-        }
+        unsafe { place.write(emit::listener(sock, up, false, pid)) }
     });
 }
 

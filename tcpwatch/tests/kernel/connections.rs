@@ -248,6 +248,23 @@ fn listener_queue() -> Result<()> {
     daemon.wait("the queue of the listener", |m| {
         m.count("tcpwatch_listener_queue", &[&label]) == 3 && m.count("tcpwatch_listener_queue_limit", &[&label]) == 3
     })?;
+    // The queue takes one more than its limit; what comes then is dropped, and tried again by its sender.
+    let more: Vec<_> = (0..4)
+        .map(|_| path.a().run(|| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200))))
+        .collect();
+    ensure!(more.iter().any(Result::is_err), "a queue of 3 took {} connections", 3 + more.len());
+    let netns = format!("netns=\"{}\"", path.b().inode());
+    let metrics = daemon.wait("what did not fit the queue", |m| {
+        m.count("tcpwatch_listen_overflows_total", &[&netns]) > 0
+            && m.count("tcpwatch_listener_drops_total", &[&label]) > 0
+    })?;
+    // The clients that were refused go on trying until they are closed, so the kernel may be ahead by now.
+    drop(more);
+    let truth = path.b().counters()?.get("TcpExt", "ListenOverflows")?;
+    let ours = metrics.count("tcpwatch_listen_overflows_total", &[&netns]);
+    ensure!(ours <= truth, "tcpwatch says {ours}, the kernel {truth}\n{metrics}");
+    let drops = metrics.count("tcpwatch_listener_drops_total", &[&label]);
+    ensure!(drops >= ours, "{drops} drops and {ours} overflows\n{metrics}");
     drop(clients);
     Ok(())
 }

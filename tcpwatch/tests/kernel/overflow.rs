@@ -193,7 +193,10 @@ fn port_scan() -> Result<()> {
     let daemon = Daemon::watching(&[&ns])?;
     ns.run(|| {
         for port in 1..=u16::MAX {
-            let refused = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)));
+            // From another address: a socket that happens to get the port that it connects to connects to itself.
+            let scanner = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
+            rustix::net::bind(&scanner, &SocketAddr::from(([127, 0, 0, 2], 0)))?;
+            let refused = rustix::net::connect(&scanner, &SocketAddr::from(([127, 0, 0, 1], port)));
             ensure!(refused.is_err(), "something listens on port {port} of a new namespace");
         }
         Ok(())
