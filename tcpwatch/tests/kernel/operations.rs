@@ -59,10 +59,10 @@ fn clean_stop() -> Result<()> {
     let (status, said) = daemon.stop()?;
     ensure!(status.success() && said.contains("stopping"), "{status}: {said}");
     // Programs are freed after a grace period of RCU.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while loaded().iter().any(|id| during.contains(id)) {
         ensure!(std::time::Instant::now() < deadline, "program {during:?} is still loaded");
-        thread::yield_now();
+        thread::sleep(std::time::Duration::from_millis(10));
     }
     Ok(())
 }
