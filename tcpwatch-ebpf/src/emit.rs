@@ -64,6 +64,13 @@ pub fn service_slot(direction: Direction, port: u16) -> u32 {
     }
 }
 
+/// The slot of a connection: of the port that listens here when it is inbound, of the remote port otherwise.
+#[inline(always)]
+pub fn slot_of(sock: TcpSock, direction: Direction) -> u32 {
+    let port = if matches!(direction, Direction::Inbound) { sock.local_port() } else { sock.remote_port() };
+    service_slot(direction, port)
+}
+
 /// Moves a connection in the gauge of states; CLOSE and minisock states are not in it.
 #[inline(always)]
 pub fn gauge(conn: &mut Conn, state: u8) {
@@ -277,8 +284,7 @@ pub fn adopt(sock: TcpSock, conn: &mut Conn, direction: Direction) -> bool {
     if unsafe { exchange(&raw mut conn.claimed, 1) } != 0 {
         return false;
     }
-    let port = if matches!(direction, Direction::Inbound) { sock.local_port() } else { sock.remote_port() };
-    begin(sock, conn, direction, service_slot(direction, port));
+    begin(sock, conn, direction);
     conn.flags = flag::PARTIAL | flag::COUNTED;
     conn.flushed_sent = sock.bytes_sent();
     conn.flushed_received = sock.payload_received();
@@ -293,10 +299,10 @@ pub fn adopt(sock: TcpSock, conn: &mut Conn, direction: Direction) -> bool {
 
 /// The fields that every fresh state begins with.
 #[inline(always)]
-pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction, slot: u32) {
+pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction) {
     conn.claimed = 1;
     conn.direction = direction as u8;
-    conn.slot = slot;
+    conn.slot = slot_of(sock, direction);
     conn.started_ns = now_ns();
     conn.rtt_min_us = u32::MAX;
     conn.cwnd_min = u32::MAX;

@@ -264,6 +264,11 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
+    /// Tells the kernel programs of the slots that were given out.
+    pub(crate) fn apply_grants(&mut self, maps: &mut Maps) -> Result<(), MapsError> {
+        self.grants.drain(..).try_for_each(|grant| maps.set_service(grant.key, grant.slot))
+    }
+
     /// Takes one record.
     pub(crate) fn take(&mut self, record: &[u8]) {
         self.grants.extend(self.intake.take(record));
@@ -320,9 +325,7 @@ impl Daemon {
             RingSource::new(events).map_err(|source| DaemonError::System { what: "watch the ring buffer", source })?;
         let (intake, grants) = Intake::new(&beginning, recorder);
         let mut inbox = Inbox { intake, grants, events: broadcast::channel(EVENTS_KEPT).0 };
-        for grant in inbox.grants.drain(..) {
-            maps.set_service(grant.key, grant.slot)?;
-        }
+        inbox.apply_grants(&mut maps)?;
         adopt(&mut inbox, &mut maps, &mut ebpf, config)?;
         let log = if config.kernel_log { follow_kernel_log(&mut ebpf) } else { None };
         let governor = Governor::new(config.sample_interval, config.records_per_second);
@@ -369,10 +372,7 @@ impl Daemon {
     }
 
     fn apply_grants(&mut self) -> Result<(), DaemonError> {
-        for grant in self.inbox.grants.drain(..) {
-            self.maps.set_service(grant.key, grant.slot)?;
-        }
-        Ok(())
+        Ok(self.inbox.apply_grants(&mut self.maps)?)
     }
 
     fn apply_interval(&mut self) -> Result<(), DaemonError> {

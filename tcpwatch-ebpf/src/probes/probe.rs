@@ -59,13 +59,10 @@ fn admit(sk: *const u8, now: u64) -> bool {
 #[inline(always)]
 fn sample(sock: TcpSock, conn: &mut Conn, now: u64) {
     conn.next_emit = emit::next_sample(now);
-    if conn.slot == slot::other(Direction::from_u8(conn.direction)) {
-        let (direction, port) = match Direction::from_u8(conn.direction) {
-            Direction::Inbound => (Direction::Inbound, sock.local_port()),
-            direction => (direction, sock.remote_port()),
-        };
+    let direction = Direction::from_u8(conn.direction);
+    if conn.slot == slot::other(direction) {
         // A service may have got its slot since; what was counted stays where it is.
-        conn.slot = emit::service_slot(direction, port);
+        conn.slot = emit::slot_of(sock, direction);
     }
     emit::flush(sock, conn);
     let state = sock.skc_state();

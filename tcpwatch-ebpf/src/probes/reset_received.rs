@@ -7,7 +7,6 @@ use tcpwatch_common::conn::ConnKey;
 use tcpwatch_common::counters::{Loss, bucket, group};
 use tcpwatch_common::record::{Kind, ResetRecord};
 use tcpwatch_common::reset::{ResetCause, ResetOrigin};
-use tcpwatch_common::state::Direction;
 
 use crate::config::watched;
 use crate::emit;
@@ -27,9 +26,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
         conn.flags |= flag::RST_RECEIVED;
         conn.slot
     } else {
-        let direction = direction_by_port(netns, sock.local_port());
-        let port = if direction == Direction::Inbound { sock.local_port() } else { sock.remote_port() };
-        emit::service_slot(direction, port)
+        emit::slot_of(sock, direction_by_port(netns, sock.local_port()))
     };
     emit::count(slot, group::received(state), 1);
     if !emit::allowed(bucket::RECEIVED, Loss::ThrottledReceived) {

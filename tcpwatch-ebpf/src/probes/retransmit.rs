@@ -72,9 +72,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
 /// No memory for state: the total still counts, by what the segment itself says.
 #[inline(always)]
 fn without_state(sock: TcpSock, skb: *const u8, netns: u32, err: i32) {
-    let direction = direction_by_port(netns, sock.local_port());
-    let port = if direction == Direction::Inbound { sock.local_port() } else { sock.remote_port() };
-    let slot = emit::service_slot(direction, port);
+    let slot = emit::slot_of(sock, direction_by_port(netns, sock.local_port()));
     if err == 0 {
         emit::count(slot, group::retransmits(cause(&facts(sock, skb))), u64::from(segments_of(skb)));
     }
@@ -135,7 +133,7 @@ pub fn handle_synack(ctx: &BtfTracePointContext) {
     if !watched(sock.netns()) {
         return;
     }
-    let slot = emit::service_slot(Direction::Inbound, sock.local_port());
+    let slot = emit::slot_of(sock, Direction::Inbound);
     emit::count(slot, group::retransmits(RetransmitCause::SynAck), 1);
     if !emit::allowed(bucket::SYN_ACK, Loss::ThrottledSynAck) {
         return;

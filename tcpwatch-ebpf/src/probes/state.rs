@@ -61,7 +61,7 @@ fn connecting(ctx: &BtfTracePointContext, sock: TcpSock) {
         emit::lost(Loss::StorageState);
         return;
     };
-    emit::begin(sock, conn, Direction::Outbound, emit::service_slot(Direction::Outbound, sock.remote_port()));
+    emit::begin(sock, conn, Direction::Outbound);
     conn.generation = generation;
     // connect() runs in the process that owns the socket.
     conn.pid = ctx.tgid();
@@ -72,25 +72,16 @@ fn connecting(ctx: &BtfTracePointContext, sock: TcpSock) {
 
 #[inline(always)]
 fn established(sock: TcpSock, old: u8) {
+    let direction = if old == SYN_SENT { Direction::Outbound } else { Direction::Inbound };
     let Some(conn) = sock.state_or_new() else {
         emit::lost(Loss::StorageState);
-        let (direction, port) = if old == SYN_SENT {
-            (Direction::Outbound, sock.remote_port())
-        } else {
-            (Direction::Inbound, sock.local_port())
-        };
-        emit::count(emit::service_slot(direction, port), group::OPENED, 1);
+        emit::count(emit::slot_of(sock, direction), group::OPENED, 1);
         return;
     };
     let retransmitted = sock.total_retrans() != 0;
     if conn.begun == 0 {
         // A child of a listener, or a SYN_SENT whose state could not be kept. Its SYN-ACKs were counted at the listener.
-        let (direction, port) = if old == SYN_SENT {
-            (Direction::Outbound, sock.remote_port())
-        } else {
-            (Direction::Inbound, sock.local_port())
-        };
-        emit::begin(sock, conn, direction, emit::service_slot(direction, port));
+        emit::begin(sock, conn, direction);
         conn.retrans_seen = sock.total_retrans();
     }
     conn.srtt = sock.srtt_us();
@@ -139,14 +130,11 @@ fn last_sample(sock: TcpSock, conn: &mut Conn, old: u8) {
 fn closed(sock: TcpSock, netns: u32, old: u8) {
     let err = sock.sk_err();
     if old == SYN_RECV && sock.state().is_none() {
-        let slot = emit::service_slot(Direction::Inbound, sock.local_port());
-        emit::count(slot, group::closed(CloseCause::FailedOpen), 1);
+        emit::count(emit::slot_of(sock, Direction::Inbound), group::closed(CloseCause::FailedOpen), 1);
         return;
     }
     let Some(conn) = known_or_adopted(sock, netns) else {
-        let direction = direction_by_port(netns, sock.local_port());
-        let port = if direction == Direction::Inbound { sock.local_port() } else { sock.remote_port() };
-        without_state(sock, emit::service_slot(direction, port), old, err);
+        without_state(sock, emit::slot_of(sock, direction_by_port(netns, sock.local_port())), old, err);
         return;
     };
     if conn.flags & flag::CLOSED != 0 {

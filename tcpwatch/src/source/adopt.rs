@@ -36,9 +36,7 @@ pub(crate) fn adopt(
                 }
             }
         }
-        for grant in inbox.grants.drain(..) {
-            maps.set_service(grant.key, grant.slot)?;
-        }
+        inbox.apply_grants(maps)?;
     }
     if walked { Ok(()) } else { seed_listeners(inbox, maps) }
 }
