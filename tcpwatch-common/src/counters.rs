@@ -172,6 +172,8 @@ losses! {
     MapListener = 14, "map", "inet_sock_set_state";
     /// The table that ties a reset to its close refused an entry.
     MapClosing = 15, "map", "inet_sock_set_state";
+    /// The table of namespaces refused an entry: what was counted there is not compared with the kernel's counters.
+    MapNetns = 16, "map", "tcp_send_reset";
 }
 
 const _: () = {
@@ -187,6 +189,18 @@ const _: () = {
 pub const GAUGE_WORDS: usize = 16;
 
 const _: () = assert!(STATES <= GAUGE_WORDS);
+
+/// What is counted once more by network namespace, to be held against what the kernel counts there.
+pub mod netns {
+    /// Segments retransmitted, to compare with RetransSegs.
+    pub const RETRANSMITS: usize = 0;
+    /// RSTs sent, to compare with OutRsts.
+    pub const RESETS: usize = 1;
+    /// Words in all.
+    pub const WORDS: usize = 2;
+    /// Namespaces that can be told apart.
+    pub const MOST: usize = 1024;
+}
 
 /// Words of the map of settings that the daemon changes while the programs run.
 pub mod setting {

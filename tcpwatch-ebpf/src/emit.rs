@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use core::mem::MaybeUninit;
 use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::{Conn, ConnKey};
-use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, setting, slot};
+use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, netns, setting, slot};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, rtt_bucket, sketch_bucket};
 use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, ListenerRecord};
 use tcpwatch_common::retransmit::RetransmitCause;
@@ -13,8 +13,11 @@ use tcpwatch_common::state::{Direction, TcpState, ca_state};
 
 use crate::add::{atomic_add, exchange};
 use crate::config::{DETAIL_PER_SECOND, HZ, frozen};
-use crate::maps::{DISTS, EVENTS, GAUGES, GROUPS, LOSSES, SERVICES, SETTINGS, TOKENS, Tokens};
+use crate::maps::{DISTS, EVENTS, GAUGES, GROUPS, LOSSES, NAMESPACES, SERVICES, SETTINGS, TOKENS, Tokens};
 use crate::sock::{TcpSock, jiffies};
+
+/// Only if it is not there, include/uapi/linux/bpf.h.
+const BPF_NOEXIST: u64 = 1;
 
 /// The counters of one group.
 pub struct Group(*mut u64);
@@ -50,6 +53,26 @@ pub fn lost(loss: Loss) {
     if let Some(words) = LOSSES.get_ptr_mut(0) {
         // SAFETY: the numbers of the losses are the indices of the array.
         unsafe { atomic_add(words.cast::<u64>().add(loss as usize), 1) }
+    }
+}
+
+/// Counts something once more for its network namespace; `word` is one of `counters::netns`.
+#[inline(always)]
+pub fn count_netns(inode: u32, word: usize, n: u64) {
+    let words = if let Some(words) = NAMESPACES.get_ptr_mut(inode) {
+        words
+    } else {
+        // Whoever comes second on another CPU is refused, and finds it.
+        let _there_already = NAMESPACES.insert(inode, [0; netns::WORDS], BPF_NOEXIST);
+        let Some(words) = NAMESPACES.get_ptr_mut(inode) else {
+            lost(Loss::MapNetns);
+            return;
+        };
+        words
+    };
+    if word < netns::WORDS {
+        // SAFETY: within the array that the map's value is.
+        unsafe { atomic_add(words.cast::<u64>().add(word), n) }
     }
 }
 
@@ -241,7 +264,7 @@ pub fn flush(sock: TcpSock, conn: &mut Conn) {
             ca_state::LOSS => RetransmitCause::Timeout,
             _ => RetransmitCause::Other,
         };
-        attribute(conn, &group, cause, retransmitted);
+        attribute(sock.netns(), conn, &group, cause, retransmitted);
     }
     // A duplicate that the network made is reported like a needless retransmission: never more than we sent again.
     let mut again = 0;
@@ -268,7 +291,8 @@ pub fn unattributed(sock: TcpSock, conn: &mut Conn) -> u32 {
 
 /// Counts retransmitted segments under a cause.
 #[inline(always)]
-pub fn attribute(conn: &mut Conn, group: &Group, cause: RetransmitCause, segments: u32) {
+pub fn attribute(inode: u32, conn: &mut Conn, group: &Group, cause: RetransmitCause, segments: u32) {
+    count_netns(inode, netns::RETRANSMITS, u64::from(segments));
     let index = cause as usize;
     if index < conn.retrans.len() {
         conn.retrans[index] += segments;

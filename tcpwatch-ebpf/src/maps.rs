@@ -2,9 +2,9 @@
 
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use tcpwatch_common::conn::Conn;
-use tcpwatch_common::counters::{self, DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, reason, slot};
+use tcpwatch_common::counters::{self, DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, netns, reason, slot};
 use tcpwatch_common::record::{ConnRecord, ResetRecord};
 
 /// State per socket: made when it is first seen, freed by the kernel with the socket.
@@ -26,6 +26,10 @@ pub static DISTS: PerCpuArray<[u64; dist::WORDS]> = PerCpuArray::with_max_entrie
 /// RSTs sent by origin, kernel reason and IP version.
 #[map]
 pub static REASONS: PerCpuArray<[u64; reason::WORDS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Retransmissions and resets once more, by inode of the network namespace; the daemon removes those that ended.
+#[map]
+pub static NAMESPACES: PerCpuHashMap<u32, [u64; netns::WORDS]> = PerCpuHashMap::with_max_entries(netns::MOST as u32, 0);
 
 /// What could not be kept, by [`Loss`].
 #[map]

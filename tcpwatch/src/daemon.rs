@@ -391,7 +391,7 @@ impl Daemon {
     /// To be called every [`TICK`], before the counters are read.
     pub(crate) fn every_tick(&mut self) -> Result<(), DaemonError> {
         self.walker.walk(&mut self.inbox, &mut self.ebpf, self.governor.interval);
-        self.surroundings.look();
+        self.surroundings.look(&mut self.maps.namespaces);
         self.govern()?;
         self.apply_grants()
     }
@@ -429,7 +429,9 @@ impl Daemon {
             ring_used_bytes: std::mem::take(&mut self.ring_used),
             map_bytes: self.maps.map_bytes,
             sample_interval_seconds: self.governor.interval.as_secs_f64(),
-            namespaces: self.surroundings.stats.clone(),
+            namespaces: self.surroundings.stats(),
+            compared: self.surroundings.compared(),
+            unreadable_namespaces: self.surroundings.unreadable,
         };
         let snapshot = self.inbox.intake.read(&counters, &reading);
         if let Some(recorder) = self.inbox.intake.recorder() {

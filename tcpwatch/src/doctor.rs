@@ -2,10 +2,13 @@
 //! programs as the daemon would, and takes them out again.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use serde_json::json;
 
 use crate::aggregate::snapshot::{ProbeState, ProbeStatus};
+use crate::api::status::Status;
+use crate::client::Client;
 use crate::config::Config;
 use crate::daemon::{self, DaemonError};
 use crate::kernel::facts::KernelFacts;
@@ -13,7 +16,7 @@ use crate::kernel::load;
 
 /// Examines the host and prints the findings; an error when the daemon could not run here.
 pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
-    let facts = KernelFacts::gather(std::path::Path::new("/"))?;
+    let facts = KernelFacts::gather(Path::new("/"))?;
     let loaded = load::load(&facts, &daemon::options(config)?)?;
     let absent: Vec<&str> = facts
         .layout
@@ -21,6 +24,7 @@ pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
         .filter(|(_, f)| f.offset == tcpwatch_common::layout::ABSENT)
         .map(|(s, _)| s.path)
         .collect();
+    let daemon = ask(&config.socket);
     let mut out = io::stdout().lock();
     let written = if as_json {
         let object = json!({
@@ -31,10 +35,11 @@ pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
             "absent_fields": absent,
             "map_bytes": loaded.maps.map_bytes,
             "probes": loaded.probes.iter().map(probe_json).collect::<Vec<_>>(),
+            "daemon": daemon.json(),
         });
         writeln!(out, "{object}")
     } else {
-        text(&mut out, &facts, &loaded, &absent)
+        text(&mut out, &facts, &loaded, &absent).and_then(|()| daemon.text(&mut out))
     };
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(DaemonError::Output(error)),
@@ -63,6 +68,73 @@ fn text(out: &mut impl Write, facts: &KernelFacts, loaded: &load::Loaded, absent
         }
     }
     Ok(())
+}
+
+/// What the daemon that runs on this host says of itself.
+enum Running {
+    Nobody,
+    Silent(String),
+    Answers(Box<Status>),
+}
+
+fn ask(socket: &Path) -> Running {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let status = runtime.map_err(|error| Running::Silent(error.to_string())).and_then(|runtime| {
+        runtime
+            .block_on(async { Client::connect(socket).await?.status().await })
+            .map_err(|error| if error.nobody() { Running::Nobody } else { Running::Silent(error.to_string()) })
+    });
+    status.map_or_else(|none| none, |status| Running::Answers(Box::new(status)))
+}
+
+impl Running {
+    fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Nobody => serde_json::Value::Null,
+            Self::Silent(why) => json!({ "error": why }),
+            Self::Answers(status) => json!({
+                "version": status.version,
+                "losses": status.losses,
+                "compared": status.compared,
+            }),
+        }
+    }
+
+    fn text(&self, out: &mut impl Write) -> io::Result<()> {
+        let status = match self {
+            Self::Nobody => {
+                return writeln!(
+                    out,
+                    "daemon      does not run; with it, this shows how its counters agree with the kernel's"
+                );
+            }
+            Self::Silent(why) => return writeln!(out, "daemon      {why}"),
+            Self::Answers(status) => status,
+        };
+        writeln!(out, "daemon      runs, version {}", status.version)?;
+        let compared = &status.compared;
+        for (name, sides) in [("retransmits", compared.retransmitted_segments), ("resets sent", compared.resets_sent)] {
+            let ratio =
+                sides.ratio.map_or_else(|| "nothing to compare yet".to_owned(), |ratio| format!("ratio {ratio:.4}"));
+            writeln!(out, "{name:<11} {} counted, {} by the kernel: {ratio}", sides.ours, sides.kernel)?;
+        }
+        for gap in &compared.gaps {
+            writeln!(out, "            {}: {:+} by {}: {}", gap.counter, gap.count, gap.name, gap.sentence)?;
+        }
+        if compared.unreadable_namespaces > 0 {
+            writeln!(
+                out,
+                "            {} network namespaces cannot be entered and are not compared",
+                compared.unreadable_namespaces
+            )?;
+        }
+        writeln!(out, "            resets made outside TCP (netfilter REJECT, XDP, tc) are in neither count")?;
+        for lost in &status.losses {
+            let program = if lost.program.is_empty() { "the daemon" } else { &lost.program };
+            writeln!(out, "lost        {} at {} by {program}", lost.count, lost.place)?;
+        }
+        Ok(())
+    }
 }
 
 fn words(state: &ProbeState) -> (&'static str, &str) {

@@ -111,3 +111,17 @@ pub(crate) fn iterate_map(program: RawFd, map: RawFd) -> io::Result<File> {
     let iterator = unsafe { call(ITER_CREATE, &attributes) }?;
     Ok(File::from(iterator))
 }
+
+/// The number that the kernel gave to the network namespace of the calling thread, and gives to no other; since 5.14.
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    /// `SO_NETNS_COOKIE`, include/uapi/asm-generic/socket.h.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `cookie`, which is as long.
+    let done = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
+    if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

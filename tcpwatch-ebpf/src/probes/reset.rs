@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_log_ebpf::debug;
 use core::mem::MaybeUninit;
 use tcpwatch_common::close::CloseCause;
-use tcpwatch_common::counters::{Loss, bucket, group, reason as reason_word, slot};
+use tcpwatch_common::counters::{Loss, bucket, group, netns, reason as reason_word, slot};
 use tcpwatch_common::layout::{ABSENT, Field};
 use tcpwatch_common::record::{Kind, ResetRecord};
 use tcpwatch_common::reset::{REASONS, ReasonHint, ResetFacts, ResetOrigin, cause};
@@ -129,6 +129,7 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
     if let Some(group) = Group::of(r.slot) {
         group.add(group::resets(call.origin, why), 1);
     }
+    emit::count_netns(r.key.netns, netns::RESETS, 1);
     let word =
         reason_word::index(call.origin, if call.reason == NO_REASON { 0 } else { call.reason }, r.key.ip_version);
     if let Some(words) = maps::REASONS.get_ptr_mut(0)

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::BtfTracePointContext;
 use tcpwatch_common::conn::ConnKey;
-use tcpwatch_common::counters::{Loss, bucket, group};
+use tcpwatch_common::counters::{Loss, bucket, group, netns as netns_word};
 use tcpwatch_common::record::{Kind, RetransmitRecord};
 use tcpwatch_common::retransmit::{RetransmitCause, RetransmitFacts, cause};
 use tcpwatch_common::state::Direction;
@@ -58,7 +58,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
     let segments = emit::unattributed(sock, conn);
     let why = cause(&facts(sock, skb));
     if let Some(group) = Group::of(conn.slot) {
-        emit::attribute(conn, &group, why, segments);
+        emit::attribute(sock.netns(), conn, &group, why, segments);
         if err != 0 && err != -EBUSY {
             conn.retrans_failed += segments;
             group.add(group::RETRANSMIT_FAILURES, u64::from(segments));
@@ -74,7 +74,9 @@ pub fn handle(ctx: &BtfTracePointContext) {
 fn without_state(sock: TcpSock, skb: *const u8, netns: u32, err: i32) {
     let slot = emit::slot_of(sock, direction_by_port(netns, sock.local_port()));
     if err == 0 {
-        emit::count(slot, group::retransmits(cause(&facts(sock, skb))), u64::from(segments_of(skb)));
+        let segments = u64::from(segments_of(skb));
+        emit::count(slot, group::retransmits(cause(&facts(sock, skb))), segments);
+        emit::count_netns(netns, netns_word::RETRANSMITS, segments);
     }
 }
 
@@ -130,11 +132,13 @@ fn detail(sock: TcpSock, skb: *const u8, why: RetransmitCause, segments: u32, er
 pub fn handle_synack(ctx: &BtfTracePointContext) {
     let sk: *const u8 = ctx.arg(0);
     let Some(sock) = TcpSock::cast(sk) else { return };
-    if !watched(sock.netns()) {
+    let netns = sock.netns();
+    if !watched(netns) {
         return;
     }
     let slot = emit::slot_of(sock, Direction::Inbound);
     emit::count(slot, group::retransmits(RetransmitCause::SynAck), 1);
+    emit::count_netns(netns, netns_word::RETRANSMITS, 1);
     if !emit::allowed(bucket::SYN_ACK, Loss::ThrottledSynAck) {
         return;
     }

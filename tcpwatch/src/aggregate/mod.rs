@@ -16,7 +16,7 @@ use tcpwatch_common::state::{Direction, STATES, TcpState};
 use self::listeners::Listeners;
 use self::recent::RecentRtt;
 use self::services::{Grant, Services};
-use self::snapshot::{Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
+use self::snapshot::{Compared, Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
 use crate::api::Listing;
 use crate::kernel::maps::{Counters, SlotCounters};
@@ -41,6 +41,10 @@ pub(crate) struct Reading {
     pub(crate) sample_interval_seconds: f64,
     /// What the kernel counts in each network namespace.
     pub(crate) namespaces: Vec<NamespaceStats>,
+    /// The kernel's counters beside ours, of all namespaces, ended ones included.
+    pub(crate) compared: Compared,
+    /// Namespaces where something was counted that cannot be read.
+    pub(crate) unreadable_namespaces: u64,
 }
 
 /// Everything that records and counters add up to.
@@ -178,6 +182,8 @@ impl Aggregator {
             rtt,
             listeners: self.listeners.stats(),
             namespaces: reading.namespaces,
+            compared: reading.compared,
+            unreadable_namespaces: reading.unreadable_namespaces,
             states,
             reasons: counters.reasons.clone(),
             own: SelfStats {

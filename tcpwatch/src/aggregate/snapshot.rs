@@ -72,7 +72,7 @@ pub(crate) struct ListenerStats {
 }
 
 /// What the kernel counts in one network namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NamespaceStats {
     /// Inode number.
     pub(crate) netns: u32,
@@ -80,6 +80,57 @@ pub(crate) struct NamespaceStats {
     pub(crate) time_wait: u64,
     /// Connections that did not fit an accept queue, since the namespace exists.
     pub(crate) listen_overflows: u64,
+    /// The kernel's counters beside ours.
+    pub(crate) compared: Compared,
+}
+
+/// The kernel's own counters beside ours, since the same moment: a baseline taken after the last probe was attached.
+/// Only pairs enter that were read while the kernel's counters stood still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Compared {
+    /// The kernel's `RetransSegs`.
+    pub(crate) kernel_retransmitted_segments: u64,
+    /// Segments that our programs counted as retransmitted.
+    pub(crate) retransmitted_segments: u64,
+    /// The kernel's `OutRsts`.
+    pub(crate) kernel_resets_sent: u64,
+    /// RSTs that our programs counted as sent.
+    pub(crate) resets_sent: u64,
+    /// The kernel's `TCPAbortFailed`: counted as a RST sent, and not sent for want of memory or a route.
+    pub(crate) kernel_aborts_failed: u64,
+    /// The kernel's `Ip6OutNoRoutes`: a RST among them is seen by our programs and not counted by the kernel.
+    pub(crate) kernel_ipv6_no_routes: u64,
+}
+
+impl Compared {
+    /// Every number, in an order that stays.
+    pub(crate) const fn words(&mut self) -> [&mut u64; 6] {
+        [
+            &mut self.kernel_retransmitted_segments,
+            &mut self.retransmitted_segments,
+            &mut self.kernel_resets_sent,
+            &mut self.resets_sent,
+            &mut self.kernel_aborts_failed,
+            &mut self.kernel_ipv6_no_routes,
+        ]
+    }
+
+    /// Ours over the kernel's: retransmitted segments, and RSTs sent. `None` while the kernel has counted none.
+    pub(crate) fn ratios(&self) -> [Option<f64>; 2] {
+        let ratio = |ours: u64, kernel: u64| (kernel > 0).then(|| ours as f64 / kernel as f64);
+        [
+            ratio(self.retransmitted_segments, self.kernel_retransmitted_segments),
+            ratio(self.resets_sent, self.kernel_resets_sent),
+        ]
+    }
+
+    /// Both together.
+    pub(crate) fn plus(mut self, mut other: Self) -> Self {
+        for (word, more) in self.words().into_iter().zip(other.words()) {
+            *word = word.saturating_add(*more);
+        }
+        self
+    }
 }
 
 /// What the kernel says of one of our programs.
@@ -185,6 +236,10 @@ pub(crate) struct Snapshot {
     pub(crate) listeners: Vec<ListenerStats>,
     /// Network namespaces, ordered by inode.
     pub(crate) namespaces: Vec<NamespaceStats>,
+    /// The kernel's counters beside ours, of all namespaces that could be read, ended ones included.
+    pub(crate) compared: Compared,
+    /// Namespaces where our programs counted something and the kernel's counters cannot be read.
+    pub(crate) unreadable_namespaces: u64,
     /// Connections by state, indexed by `TcpState`.
     pub(crate) states: [u64; STATES],
     /// RSTs sent, by the indices of `tcpwatch_common::counters::reason`.

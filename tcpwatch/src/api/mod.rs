@@ -4,6 +4,7 @@
 
 pub(crate) mod connection;
 pub(crate) mod event;
+pub(crate) mod proof;
 pub(crate) mod status;
 mod text;
 

@@ -10,6 +10,7 @@ use tcpwatch_common::reset::{ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::state::{STATES, TcpState};
 
+use super::proof::Proof;
 use crate::aggregate::snapshot::{ProbeState, ProbeStatus, Snapshot};
 use crate::metrics::process::Process;
 
@@ -40,6 +41,8 @@ pub(crate) struct Status {
     pub(crate) states: BTreeMap<String, u64>,
     /// Of the whole host since the daemon started.
     pub(crate) totals: Totals,
+    /// Our counters beside the kernel's.
+    pub(crate) compared: Proof,
     /// What tcpwatch takes.
     pub(crate) own: Own,
 }
@@ -146,6 +149,7 @@ impl Status {
     pub(crate) fn new(snapshot: &Snapshot, process: Process) -> Self {
         let own = &snapshot.own;
         let named = |name: &str, count: u64| (name.to_owned(), count);
+        let losses = losses(snapshot);
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: snapshot.facts.kernel_release.clone(),
@@ -153,7 +157,8 @@ impl Status {
             sampling_mode: snapshot.facts.sampling_mode.to_string(),
             sample_interval_ms: (own.sample_interval_seconds * 1e3).round() as u64,
             probes: snapshot.facts.probes.iter().map(Probe::new).collect(),
-            losses: losses(snapshot),
+            compared: Proof::new(snapshot, &losses),
+            losses,
             table: Table { connections: own.table.entries, capacity: own.table.capacity, evicted: own.table.evicted },
             ring: Ring { size_bytes: own.ring_bytes, used_bytes: own.ring_used_bytes },
             records: Kind::ALL.iter().zip(own.events).map(|(kind, count)| named(kind.name(), count)).collect(),

@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
-use tcpwatch_common::counters::{DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, reason, setting, slot};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf};
+use tcpwatch_common::counters::{DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, netns, reason, setting, slot};
 
 use super::load::Options;
 
@@ -38,6 +38,8 @@ pub(crate) struct Maps {
     services: HashMap<MapData, u32, u32>,
     listeners: HashMap<MapData, u64, u64>,
     settings: Array<MapData, u64>,
+    /// What is counted by network namespace.
+    pub(crate) namespaces: ByNamespace,
     /// Size of the ring buffer, bytes.
     pub(crate) ring_bytes: u32,
     /// Memory of all maps as the kernel accounts it, bytes.
@@ -85,6 +87,7 @@ impl Maps {
             services: take(ebpf, "SERVICES")?,
             listeners: take(ebpf, "LISTENERS")?,
             settings: take(ebpf, "SETTINGS")?,
+            namespaces: ByNamespace(take(ebpf, "NAMESPACES")?),
             ring_bytes: options.ring_bytes,
             map_bytes,
         })
@@ -137,6 +140,37 @@ impl Maps {
     }
 }
 
+/// Retransmissions and resets by network namespace, `counters::netns`.
+pub(crate) struct ByNamespace(PerCpuHashMap<MapData, u32, [u64; netns::WORDS]>);
+
+impl ByNamespace {
+    /// What was counted in the namespace with this inode number; zeros before anything was.
+    pub(crate) fn read(&self, inode: u32) -> Result<[u64; netns::WORDS], MapError> {
+        let per_cpu = match self.0.get(&inode, 0) {
+            Err(MapError::KeyNotFound) => return Ok([0; netns::WORDS]),
+            found => found?,
+        };
+        let mut sum = [0_u64; netns::WORDS];
+        for words in per_cpu.iter() {
+            for (sum, word) in sum.iter_mut().zip(words) {
+                *sum = sum.wrapping_add(*word);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Inode numbers of the namespaces where something was counted.
+    pub(crate) fn inodes(&self) -> impl Iterator<Item = u32> {
+        self.0.keys().filter_map(Result::ok)
+    }
+
+    /// Forgets a namespace that ended: its inode number may be given to another.
+    pub(crate) fn forget(&mut self, inode: u32) {
+        // Nothing was counted there, most of the time.
+        let _absent = self.0.remove(&inode);
+    }
+}
+
 const _: () = assert!(DIST_ENTRIES == 2 * slot::COUNT);
 
 fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, MapsError>
@@ -167,6 +201,7 @@ fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
         Map::Array(m)
         | Map::PerCpuArray(m)
         | Map::HashMap(m)
+        | Map::PerCpuHashMap(m)
         | Map::LruHashMap(m)
         | Map::RingBuf(m)
         | Map::SkStorage(m) => m.fd().as_fd(),

@@ -89,6 +89,8 @@ pub(crate) const PERCENTILES: [&str; 3] = ["p50", "p90", "p99"];
 pub(crate) const MOST_LISTENERS: usize = 64;
 /// Network namespaces with series of their own.
 pub(crate) const MOST_NAMESPACES: usize = 64;
+/// Counters that the kernel has too.
+pub(crate) const COMPARED: [&str; 2] = ["retransmitted_segments", "resets_sent"];
 /// IP versions.
 pub(crate) const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 const PLACES: [&str; 7] = ["ring", "throttled", "storage", "map", "recursion", "decode", "table"];
@@ -167,6 +169,7 @@ const LISTENERS: &str = "Listeners";
 const PATH: &str = "Round trips and windows";
 const TRAFFIC: &str = "Traffic and retransmissions";
 const RESETS: &str = "Resets";
+const PROOF: &str = "Proof: the kernel's own counters";
 const OWN: &str = "tcpwatch itself";
 const PROCESS: &str = "The process";
 
@@ -300,6 +303,38 @@ pub(crate) const CATALOG: &[Metric] = &[
     )
     .by(&[GROUP, SERVICE, closed("state", &STATE_NAMES_AND_OTHER)])
     .read(RESETS, read::resets_received),
+    Metric::counter(
+        "tcpwatch_kernel_retransmitted_segments_total",
+        Unit::Segments,
+        "Segments retransmitted as the kernel counts them, since tcpwatch started.",
+    )
+    .note("RetransSegs of every network namespace that can be read, from when it was first read; ended ones stay in it.")
+    .read(PROOF, read::kernel_retransmits),
+    Metric::counter(
+        "tcpwatch_kernel_resets_sent_total",
+        Unit::Count,
+        "RSTs sent as the kernel counts them, since tcpwatch started.",
+    )
+    .note("OutRsts of the same namespaces.")
+    .read(PROOF, read::kernel_resets),
+    Metric::gauge(
+        "tcpwatch_coverage_ratio",
+        Unit::Ratio,
+        "What tcpwatch counted, over what the kernel counted in the same namespaces since the same moment.",
+    )
+    .by(&[closed("counter", &COMPARED)])
+    .note(
+        "1 when nothing was missed. Both sides are read while the kernel's stand still. Absent while the kernel has \
+         counted nothing. `tcpwatch doctor` names what explains another value.",
+    )
+    .read(PROOF, read::coverage),
+    Metric::gauge(
+        "tcpwatch_unreadable_namespaces",
+        Unit::Count,
+        "Network namespaces where tcpwatch counted something and the kernel's counters cannot be read.",
+    )
+    .note("No process is in them, or CAP_SYS_ADMIN or CAP_SYS_PTRACE is missing. They are not compared.")
+    .read(PROOF, read::unreadable_namespaces),
     Metric::counter("tcpwatch_events_total", Unit::Count, "Records taken from the kernel, by kind.")
         .by(&[closed("kind", &KINDS)])
         .read(OWN, read::events),
@@ -441,6 +476,7 @@ mod tests {
                 (Unit::Bytes, "_bytes"),
                 (Unit::Segments, "_segments"),
                 (Unit::Info, "_info"),
+                (Unit::Ratio, "_ratio"),
             ];
             for (unit, suffix) in suffix {
                 assert_eq!(stem.ends_with(suffix), metric.unit == unit, "{name} is in {:?}", metric.unit);

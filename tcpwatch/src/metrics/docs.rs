@@ -44,6 +44,7 @@ fn section(metric: &Metric) -> Vec<String> {
         Unit::Bytes => ", bytes",
         Unit::Segments => ", segments",
         Unit::Count => "",
+        Unit::Ratio => ", ratio",
         Unit::Flag => ", 1 or 0",
         Unit::Info => ", always 1",
     };

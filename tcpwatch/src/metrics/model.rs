@@ -24,6 +24,8 @@ pub(crate) enum Unit {
     Segments,
     /// A number of the things that the name says.
     Count,
+    /// One number over another; the name says so.
+    Ratio,
     /// 1 when it holds, 0 when it does not.
     Flag,
     /// Always 1; the labels are what matters.

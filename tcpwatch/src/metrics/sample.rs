@@ -8,8 +8,8 @@ use tcpwatch_common::state::{Direction, STATES, TcpState};
 
 use super::catalog::{DECODE_REASONS, MOST_LISTENERS, MOST_NAMESPACES, MOST_PROGRAMS};
 use crate::aggregate::snapshot::{
-    Facts, GroupTotals, ListenerStats, NamespaceStats, ProbeState, ProbeStatus, ProgramStats, RttQuantiles, SelfStats,
-    Service, Snapshot, TableStats,
+    Compared, Facts, GroupTotals, ListenerStats, NamespaceStats, ProbeState, ProbeStatus, ProgramStats, RttQuantiles,
+    SelfStats, Service, Snapshot, TableStats,
 };
 
 fn totals(direction: Direction, service: Service) -> GroupTotals {
@@ -28,6 +28,8 @@ pub(crate) fn empty() -> Snapshot {
         rtt: Vec::new(),
         listeners: Vec::new(),
         namespaces: Vec::new(),
+        compared: Compared::default(),
+        unreadable_namespaces: 0,
         states: [0; STATES],
         reasons: vec![0; reason::WORDS],
         own: SelfStats::default(),
@@ -69,7 +71,10 @@ pub(crate) fn full(services: u16) -> Snapshot {
         netns: 4_026_531_840 + i,
         time_wait: 3,
         listen_overflows: 4,
+        compared: compared(),
     }));
+    snapshot.compared = compared();
+    snapshot.unreadable_namespaces = 1;
     (0..).zip(&mut snapshot.states).for_each(|(i, count)| *count = 10 + i);
     snapshot.states[TcpState::LastAck as usize] = 0_u64.wrapping_sub(1);
     for origin in ResetOrigin::ALL {
@@ -117,5 +122,16 @@ fn facts() -> Facts {
             probe("tcp_send_reset", "tp_btf", ProbeState::Unsupported("no reason".to_owned())),
             probe("tcp_v4_send_reset", "fentry", ProbeState::Broken("EPERM".to_owned())),
         ],
+    }
+}
+
+const fn compared() -> Compared {
+    Compared {
+        kernel_retransmitted_segments: 200,
+        retransmitted_segments: 199,
+        kernel_resets_sent: 50,
+        resets_sent: 50,
+        kernel_aborts_failed: 1,
+        kernel_ipv6_no_routes: 2,
     }
 }

@@ -14,7 +14,7 @@ use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::state::STATES;
 
 use super::catalog::{
-    self, DECODE_REASONS, MODES, MOST_LISTENERS, MOST_NAMESPACES, PERCENTILES, RTT_EDGES, RTT_FIRST_US,
+    self, COMPARED, DECODE_REASONS, MODES, MOST_LISTENERS, MOST_NAMESPACES, PERCENTILES, RTT_EDGES, RTT_FIRST_US,
 };
 use super::model::{Buckets, Metric};
 use super::monotone::Settled;
@@ -191,6 +191,30 @@ pub(super) fn listen_overflows(view: &View<'_>, out: &mut Series) {
     for namespace in view.snapshot().iter().flat_map(|snapshot| &snapshot.namespaces).take(MOST_NAMESPACES) {
         out.count(&[&namespace.netns.to_string()], namespace.listen_overflows);
     }
+}
+
+pub(super) fn kernel_retransmits(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    out.count(&[], snapshot.compared.kernel_retransmitted_segments);
+}
+
+pub(super) fn kernel_resets(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    out.count(&[], snapshot.compared.kernel_resets_sent);
+}
+
+pub(super) fn coverage(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    for (name, ratio) in COMPARED.into_iter().zip(snapshot.compared.ratios()) {
+        if let Some(ratio) = ratio {
+            out.value(&[name], ratio);
+        }
+    }
+}
+
+pub(super) fn unreadable_namespaces(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    out.count(&[], snapshot.unreadable_namespaces);
 }
 
 pub(super) fn opened(view: &View<'_>, out: &mut Series) {

@@ -128,7 +128,7 @@ impl Codec {
             return Err("the size of a reading");
         }
         self.counters = zero(slots as usize);
-        let nothing = NamespaceStats { netns: 0, time_wait: 0, listen_overflows: 0 };
+        let nothing = NamespaceStats::default();
         self.reading.namespaces = vec![nothing; namespaces as usize];
         self.reading.programs.clear();
         for _ in 0..programs {
@@ -173,9 +173,19 @@ fn zero(slots: usize) -> Counters {
 
 /// Shows every word of a reading to `each`, in an order that stays while slots are added.
 fn each_word(counters: &mut Counters, reading: &mut Reading, mut each: impl FnMut(&mut u64)) {
-    let Reading { ktime_ns, programs, ring_bytes, ring_used_bytes, map_bytes, sample_interval_seconds, namespaces } =
-        reading;
-    [ktime_ns, ring_bytes, ring_used_bytes, map_bytes].into_iter().for_each(&mut each);
+    let Reading {
+        ktime_ns,
+        programs,
+        ring_bytes,
+        ring_used_bytes,
+        map_bytes,
+        sample_interval_seconds,
+        namespaces,
+        compared,
+        unreadable_namespaces,
+    } = reading;
+    [ktime_ns, ring_bytes, ring_used_bytes, map_bytes, unreadable_namespaces].into_iter().for_each(&mut each);
+    compared.words().into_iter().for_each(&mut each);
     float(sample_interval_seconds, &mut each);
     for ProgramStats { name: _, runs, mean_run_seconds, recursion_misses } in programs {
         // One more, so that none differs from 0.
@@ -187,12 +197,13 @@ fn each_word(counters: &mut Counters, reading: &mut Reading, mut each: impl FnMu
         *mean_run_seconds = runs.map(|_| mean);
         each(recursion_misses);
     }
-    for NamespaceStats { netns, time_wait, listen_overflows } in namespaces {
+    for NamespaceStats { netns, time_wait, listen_overflows, compared } in namespaces {
         let mut inode = u64::from(*netns);
         each(&mut inode);
         *netns = inode as u32;
         each(time_wait);
         each(listen_overflows);
+        compared.words().into_iter().for_each(&mut each);
     }
     let Counters { slots, reasons, losses, gauges } = counters;
     reasons.iter_mut().chain(losses).chain(gauges).for_each(&mut each);

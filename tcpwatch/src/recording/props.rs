@@ -8,7 +8,7 @@ use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, reason};
 use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, ListenerRecord, encode};
 
 use super::*;
-use crate::aggregate::snapshot::{NamespaceStats, ProbeState, ProbeStatus, ProgramStats};
+use crate::aggregate::snapshot::{Compared, NamespaceStats, ProbeState, ProbeStatus, ProgramStats};
 use crate::kernel::maps::SlotCounters;
 use crate::metrics::Recorded;
 
@@ -91,7 +91,12 @@ fn reading() -> impl Strategy<Value = Owned> {
             counters.slots = slots;
             let [ktime, ring, used, maps] = numbers.map(u64::from);
             let namespaces = (0..used % 3)
-                .map(|i| NamespaceStats { netns: ring as u32, time_wait: maps + i, listen_overflows: ktime })
+                .map(|i| NamespaceStats {
+                    netns: ring as u32,
+                    time_wait: maps + i,
+                    listen_overflows: ktime,
+                    compared: Compared { kernel_resets_sent: used, resets_sent: maps, ..Compared::default() },
+                })
                 .collect();
             let reading = Reading {
                 ktime_ns: ktime * 1_000_003,
@@ -101,6 +106,8 @@ fn reading() -> impl Strategy<Value = Owned> {
                 map_bytes: maps,
                 sample_interval_seconds,
                 namespaces,
+                compared: Compared { retransmitted_segments: ring, kernel_aborts_failed: maps, ..Compared::default() },
+                unreadable_namespaces: used,
             };
             Owned::Reading(Box::new((counters, reading)))
         },

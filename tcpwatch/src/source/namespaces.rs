@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use tcpwatch_common::counters::netns;
+
+use super::kernel_counters::Watched;
 use super::listeners::netns_inode;
-use crate::aggregate::snapshot::NamespaceStats;
+use crate::aggregate::snapshot::{Compared, NamespaceStats};
 use crate::config::Config;
-use crate::kernel::iterate::within;
+use crate::kernel::maps::ByNamespace;
 use crate::sys;
 
 /// Namespaces that are looked at; a host with more shows the first ones.
@@ -40,82 +42,115 @@ pub(crate) fn find(more: &[PathBuf]) -> BTreeMap<u32, PathBuf> {
     found
 }
 
-/// What the kernel counts in the namespace at `path`.
-pub(crate) fn read(inode: u32, path: &Path) -> io::Result<NamespaceStats> {
-    let (sockstat, netstat) = within(path, || {
-        Ok((
-            fs::read_to_string("/proc/thread-self/net/sockstat")?,
-            fs::read_to_string("/proc/thread-self/net/netstat")?,
-        ))
-    })?;
-    Ok(NamespaceStats {
-        netns: inode,
-        time_wait: in_line(&sockstat, "TCP:", "tw").unwrap_or(0),
-        listen_overflows: in_table(&netstat, "TcpExt:", "ListenOverflows").unwrap_or(0),
-    })
-}
-
 /// Network namespaces and what the kernel counts in them.
 pub(crate) struct Surroundings {
     configured: Vec<PathBuf>,
     filtered: Vec<u32>,
     known: BTreeMap<u32, PathBuf>,
+    watched: BTreeMap<u32, Watched>,
+    /// Namespaces that were looked for and not found, with what was counted in them.
+    strangers: BTreeMap<u32, [u64; netns::WORDS]>,
+    /// Of namespaces that ended, as they were read last.
+    ended: Compared,
     searched_ns: u64,
-    /// The newest reading, by inode.
-    pub(crate) stats: Vec<NamespaceStats>,
+    /// Where the next look begins when there are more namespaces than one look may visit.
+    next: u32,
+    /// Namespaces where our programs counted something and nobody can tell what the kernel did.
+    pub(crate) unreadable: u64,
 }
 
 /// How often namespaces are looked for, ns.
 const SEARCH_NS: u64 = 10_000_000_000;
+/// How often at most, when something was counted in one that is not known, ns.
+const SEARCH_AGAIN_NS: u64 = 2_000_000_000;
+/// Namespaces visited in one look: each takes a thread and some files of /proc, about 0.2 ms.
+const VISITS: usize = 16;
 
 impl Surroundings {
     /// Has not looked yet; `filtered` are the only ones of interest, if there are any.
     pub(crate) fn new(config: &Config, filtered: Vec<u32>) -> Self {
-        Self { configured: config.netns.clone(), filtered, known: BTreeMap::new(), searched_ns: 0, stats: Vec::new() }
+        Self {
+            configured: config.netns.clone(),
+            filtered,
+            known: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            ended: Compared::default(),
+            searched_ns: 0,
+            next: 0,
+            unreadable: 0,
+        }
     }
 
-    /// Reads them, and looks for new ones from time to time.
-    pub(crate) fn look(&mut self) {
+    /// Reads them, some of them when they are many, and looks for new ones from time to time.
+    pub(crate) fn look(&mut self, ours: &mut ByNamespace) {
         let now = sys::monotonic_ns();
-        if self.known.is_empty() || now - self.searched_ns >= SEARCH_NS {
-            self.known = find(&self.configured);
-            if !self.filtered.is_empty() {
-                self.known.retain(|inode, _| self.filtered.contains(inode));
-            }
+        let strange = |inode: &u32| !self.known.contains_key(inode) && !self.strangers.contains_key(inode);
+        let strangers = ours.inodes().any(|inode| strange(&inode));
+        let pause = if strangers { SEARCH_AGAIN_NS } else { SEARCH_NS };
+        if self.searched_ns == 0 || now.saturating_sub(self.searched_ns) >= pause {
+            self.search(ours);
             self.searched_ns = now;
         }
-        // One that cannot be read has ended, or its last process has: the next search will tell.
-        self.stats = self.known.iter().filter_map(|(inode, path)| read(*inode, path).ok()).collect();
+        let order = self.known.range(self.next..).chain(self.known.range(..self.next));
+        let mut last = None;
+        for (inode, path) in order.take(VISITS) {
+            let watched = self.watched.entry(*inode).or_insert_with(|| Watched::new(*inode));
+            // One that cannot be read has ended, or its last process has: the next search will tell.
+            if watched.look(path, ours).is_err() {
+                self.searched_ns = 0;
+            }
+            last = Some(*inode);
+        }
+        self.next = last.map_or(0, |inode| inode.wrapping_add(1));
+        self.unreadable = ours.inodes().filter(|inode| !self.watched.contains_key(inode)).count() as u64;
     }
-}
 
-/// `TCP: inuse 5 orphan 0 tw 2 …`
-fn in_line(text: &str, line: &str, name: &str) -> Option<u64> {
-    let mut words = text.lines().find_map(|l| l.strip_prefix(line))?.split_ascii_whitespace();
-    words.find(|word| *word == name)?;
-    words.next()?.parse().ok()
-}
+    /// Namespaces that nobody names: they are looked for once, and forgotten when nothing happens in them any more.
+    fn note_strangers(&mut self, ours: &mut ByNamespace) {
+        let before = std::mem::take(&mut self.strangers);
+        for inode in ours.inodes().filter(|inode| !self.known.contains_key(inode)).collect::<Vec<_>>() {
+            let counted = ours.read(inode).unwrap_or_default();
+            if before.get(&inode) == Some(&counted) {
+                ours.forget(inode);
+            } else {
+                self.strangers.insert(inode, counted);
+            }
+        }
+    }
 
-/// Two lines with the same beginning: names, then values.
-fn in_table(text: &str, line: &str, name: &str) -> Option<u64> {
-    let mut lines = text.lines().filter_map(|l| l.strip_prefix(line));
-    let column = lines.next()?.split_ascii_whitespace().position(|word| word == name)?;
-    lines.next()?.split_ascii_whitespace().nth(column)?.parse().ok()
+    fn search(&mut self, ours: &mut ByNamespace) {
+        self.known = find(&self.configured);
+        if !self.filtered.is_empty() {
+            self.known.retain(|inode, _| self.filtered.contains(inode));
+        }
+        let (known, ended) = (&self.known, &mut self.ended);
+        self.watched.retain(|inode, watched| {
+            let stays = known.contains_key(inode);
+            if !stays {
+                *ended = ended.plus(watched.stats.compared);
+                ours.forget(*inode);
+            }
+            stays
+        });
+        self.note_strangers(ours);
+    }
+
+    /// The newest readings, by inode.
+    pub(crate) fn stats(&self) -> Vec<NamespaceStats> {
+        self.watched.values().map(|watched| watched.stats).collect()
+    }
+
+    /// The kernel's counters beside ours, of all namespaces that were ever read.
+    pub(crate) fn compared(&self) -> Compared {
+        self.watched.values().fold(self.ended, |sum, watched| sum.plus(watched.stats.compared))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counters_are_found_by_name() {
-        let sockstat = "sockets: used 290\nTCP: inuse 5 orphan 1 tw 17 alloc 9 mem 1\nUDP: inuse 2\n";
-        assert_eq!(in_line(sockstat, "TCP:", "tw"), Some(17));
-        assert_eq!(in_line(sockstat, "TCP:", "nothing"), None);
-        let netstat = "TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 0 3 4\nIpExt: InOctets\nIpExt: 1\n";
-        assert_eq!(in_table(netstat, "TcpExt:", "ListenOverflows"), Some(3));
-        assert_eq!(in_table(netstat, "TcpExt:", "Nothing"), None);
-    }
+    use std::path::Path;
 
     #[test]
     fn the_own_namespace_is_always_found() {

@@ -174,6 +174,11 @@ impl Metrics {
         self.0.len()
     }
 
+    /// How many series a metric has.
+    pub(crate) fn series_of(&self, metric: &str) -> usize {
+        self.0.keys().filter(|series| series.split('{').next() == Some(metric)).count()
+    }
+
     /// The same as a whole number.
     pub(crate) fn count(&self, metric: &str, labels: &[&str]) -> i64 {
         self.sum(metric, labels).round() as i64

@@ -8,6 +8,7 @@ mod dashboard;
 mod operations;
 mod overflow;
 mod prometheus;
+mod proof;
 mod recording;
 mod resets;
 mod retransmits;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     trials.extend(resets::trials());
     trials.extend(retransmits::trials());
     trials.extend(rtt::trials());
+    trials.extend(proof::trials());
     trials.extend(overflow::trials());
     trials.extend(operations::trials());
     trials.extend(prometheus::trials());
