@@ -99,7 +99,7 @@ wire! {
         pub generation: u32,
         /// Entered Recovery, and Loss.
         pub recoveries: [u32; 2],
-        /// Process that opened it; 0 when it is not known.
+        /// Process that owns it; 0 when it is not known.
         pub pid: u32,
         /// When the congestion state last changed, µs of CLOCK_MONOTONIC (wraps).
         pub ca_since_us: u32,
@@ -115,8 +115,18 @@ wire! {
         pub gauged: u8,
         /// Padding.
         pub reserved: u32,
-        /// Name of the process that opened it.
+        /// Name of the process that owns it.
         pub comm: [u8; COMM_LEN],
+        /// Id of the owner's control group, of the socket's while no owner is known; 0 for none.
+        pub cgroup: u64,
+        /// Effective user of the owner.
+        pub owner_uid: u32,
+        /// Pass over the files that last found the owner holding it.
+        pub owner_pass: u16,
+        /// [`crate::owner::OwnerKind`].
+        pub owner_kind: u8,
+        /// Padding.
+        pub owner_reserved: u8,
     }
 }
 
@@ -165,5 +175,10 @@ impl Conn {
         gauged: 0,
         reserved: 0,
         comm: [0; COMM_LEN],
+        cgroup: 0,
+        owner_uid: 0,
+        owner_pass: 0,
+        owner_kind: 0,
+        owner_reserved: 0,
     };
 }

@@ -208,8 +208,10 @@ pub mod setting {
     pub const SAMPLE_JIFFIES: u32 = 0;
     /// What the adopting iterators look at: 0 listeners, 1 connections. Directions need the listeners first.
     pub const ADOPT: u32 = 1;
+    /// Number of the pass over the files of all processes, see [`crate::owner::on_file`].
+    pub const FILES_PASS: u32 = 2;
     /// Words in all.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
 /// Programs that emit records under a limit of their own; the index into the map of token buckets.

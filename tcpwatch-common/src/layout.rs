@@ -77,6 +77,8 @@ layout! {
     skc_net: required "sock_common" "skc_net.net" 8;
     skc_flags: required "sock_common" "skc_flags" 8;
     skc_cookie: optional "sock_common" "skc_cookie" 8;
+    sk_lock_owned: optional "sock" "sk_lock.owned" 4;
+    sk_cgroup: optional "sock" "sk_cgrp_data.cgroup" 8;
     sk_err: required "sock" "sk_err" 4;
     sk_shutdown: required "sock" "sk_shutdown" 1;
     sk_uid: optional "sock" "sk_uid" 4;
@@ -123,6 +125,14 @@ layout! {
     socket_sk: optional "socket" "sk" 8;
     task_tgid: optional "task_struct" "tgid" 4;
     task_comm: optional "task_struct" "comm" 16;
+    task_leader: optional "task_struct" "group_leader" 8;
+    task_flags: optional "task_struct" "flags" 4;
+    task_cred: optional "task_struct" "cred" 8;
+    cred_euid: optional "cred" "euid" 4;
+    task_cgroups: optional "task_struct" "cgroups" 8;
+    css_set_cgroup: optional "css_set" "dfl_cgrp" 8;
+    cgroup_node: optional "cgroup" "kn" 8;
+    cgroup_node_id: optional "kernfs_node" "id" 8;
     skb_cb: required "sk_buff" "cb" 48;
     skb_head: required "sk_buff" "head" 8;
     skb_network_header: required "sk_buff" "network_header" 2;

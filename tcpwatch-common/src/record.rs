@@ -92,7 +92,7 @@ wire! {
         pub slot: u32,
         /// How often this socket was connected before.
         pub generation: u32,
-        /// Process that opened it; 0 when it is not known.
+        /// Process that owns it; 0 when it is not known.
         pub pid: u32,
         /// User that owns the socket.
         pub uid: u32,
@@ -184,7 +184,17 @@ wire! {
         pub cause: u8,
         /// Padding.
         pub reserved: u8,
-        /// Name of the process that opened it.
+        /// Id of the owner's control group, of the socket's while no owner is known; 0 for none.
+        pub cgroup: u64,
+        /// Effective user of the owner.
+        pub owner_uid: u32,
+        /// [`crate::owner::OwnerKind`].
+        pub owner_kind: u8,
+        /// Bits of [`crate::owner::flag`].
+        pub owner_flags: u8,
+        /// Padding.
+        pub owner_reserved: u16,
+        /// Name of the process that owns it.
         pub comm: [u8; COMM_LEN],
         /// Coarse RTT histogram.
         pub sketch: [u32; SKETCH_BUCKETS],
@@ -280,8 +290,16 @@ wire! {
         pub periodic: u32,
         /// 1: it listens now; 0: it ended.
         pub up: u32,
-        /// Process that did it, or that holds it; 0 when it is not known.
+        /// Process that owns it; 0 when it is not known.
         pub pid: u32,
+        /// Id of the owner's control group; 0 for none.
+        pub cgroup: u64,
+        /// Effective user of the owner.
+        pub owner_uid: u32,
+        /// [`crate::owner::OwnerKind`].
+        pub owner_kind: u32,
+        /// Name of the process that owns it.
+        pub comm: [u8; COMM_LEN],
     }
 }
 
@@ -367,7 +385,7 @@ mod tests {
                 core::mem::offset_of!(ConnRecord, sketch),
                 core::mem::offset_of!(ResetRecord, reason),
             ],
-            [16, 496, 104, 96, 96, 80, 336, 72]
+            [16, 512, 104, 96, 128, 80, 352, 72]
         );
     }
 

@@ -3,9 +3,10 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use core::mem::MaybeUninit;
 use tcpwatch_common::close::flag;
-use tcpwatch_common::conn::{Conn, ConnKey};
+use tcpwatch_common::conn::{COMM_LEN, Conn, ConnKey};
 use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, netns, setting, slot};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, rtt_bucket, sketch_bucket};
+use tcpwatch_common::owner;
 use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, ListenerRecord};
 use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::rtt::raw_sample;
@@ -333,6 +334,9 @@ pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction) {
     conn.srtt = sock.srtt_us();
     conn.delivered = sock.delivered();
     conn.ca_state = sock.ca_state();
+    if conn.cgroup == 0 {
+        conn.cgroup = sock.cgroup();
+    }
     conn.begun = 1;
 }
 
@@ -443,6 +447,11 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         backoff: sock.icsk_backoff();
         cause: moment.cause;
         reserved: 0;
+        cgroup: conn.cgroup;
+        owner_uid: conn.owner_uid;
+        owner_kind: conn.owner_kind;
+        owner_flags: if sock.is_orphan() { owner::flag::ORPHAN } else { 0 };
+        owner_reserved: 0;
         comm: conn.comm;
         sketch: conn.sketch;
     }
@@ -450,10 +459,10 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
 
 /// Everything known of a listener; `periodic` when an iterator reads it and nothing has happened.
 #[inline(always)]
-pub fn listener(sock: TcpSock, up: bool, periodic: bool, pid: u32) -> ListenerRecord {
+pub fn listener(sock: TcpSock, up: bool, periodic: bool) -> ListenerRecord {
     let mut key = ConnKey::EMPTY;
     sock.write_key(&mut key);
-    ListenerRecord {
+    let mut record = ListenerRecord {
         header: header::<ListenerRecord>(Kind::Listener),
         cookie: sock.cookie(),
         key,
@@ -463,8 +472,20 @@ pub fn listener(sock: TcpSock, up: bool, periodic: bool, pid: u32) -> ListenerRe
         half_open: sock.icsk_accept_qlen(),
         periodic: u32::from(periodic),
         up: u32::from(up),
-        pid,
+        pid: 0,
+        cgroup: 0,
+        owner_uid: 0,
+        owner_kind: 0,
+        comm: [0; COMM_LEN],
+    };
+    if let Some(conn) = sock.state() {
+        record.pid = conn.pid;
+        record.cgroup = conn.cgroup;
+        record.owner_uid = conn.owner_uid;
+        record.owner_kind = u32::from(conn.owner_kind);
+        record.comm = conn.comm;
     }
+    record
 }
 
 /// The jiffy from which the next periodic record may be made.

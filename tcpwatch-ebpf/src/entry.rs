@@ -54,6 +54,13 @@ pub fn tcp_cong_state_set(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+// hook: tcp_rcv_space_adjust(struct sock *sk); 4.16; net/ipv4/tcp_input.c
+#[btf_tracepoint(function = "tcp_rcv_space_adjust")]
+pub fn tcp_rcv_space_adjust(ctx: BtfTracePointContext) -> i32 {
+    probes::read::handle(&ctx);
+    0
+}
+
 // iterator: tcp; 5.9; net/ipv4/tcp_ipv4.c
 /// # Safety
 /// Called by the kernel alone, with the context of its section.

@@ -2,7 +2,7 @@
 //! BTF tracepoints and one kind of reset program, so that a kind that a kernel refuses costs that kind alone.
 //!
 //! Reading order: `entry.rs` (what is attached where), `probes/` (what happens there), `sock.rs` (the only reader of
-//! the kernel's structures), `emit.rs` (the only writer of records), `maps.rs`.
+//! the kernel's structures), `owner.rs`, `emit.rs` (the only writer of records), `maps.rs`.
 #![no_std]
 #![expect(clippy::cast_ptr_alignment, reason = "the offsets come from the kernel's BTF, where fields are aligned")]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -10,6 +10,8 @@
 pub mod add;
 pub mod config;
 pub mod emit;
+pub mod kernel;
 pub mod maps;
+pub mod owner;
 pub mod probes;
 pub mod sock;

@@ -104,6 +104,27 @@ pub const ADMITTED_ENTRIES: u32 = 4096;
 #[map]
 pub static ADMITTED: PerCpuArray<Admitted> = PerCpuArray::with_max_entries(ADMITTED_ENTRIES, 0);
 
+/// Who read from a socket a moment ago.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Reader {
+    /// Hash and port of the socket.
+    pub socket: u64,
+    /// The jiffy.
+    pub jiffy: u64,
+    /// The process.
+    pub pid: u32,
+    /// Padding.
+    pub reserved: u32,
+}
+
+/// Entries of [`READERS`]; a power of two.
+pub const READERS_ENTRIES: u32 = 1024;
+
+/// Direct-mapped, by hash of the socket; tcp_rcv_space_adjust alone.
+#[map]
+pub static READERS: PerCpuArray<Reader> = PerCpuArray::with_max_entries(READERS_ENTRIES, 0);
+
 /// Where the reset programs build their record: one value a program and CPU.
 #[map]
 pub static RESET_SCRATCH: PerCpuArray<ResetRecord> = PerCpuArray::with_max_entries(3, 0);

@@ -7,12 +7,15 @@ use tcpwatch_common::layout::{ABSENT, Field};
 use tcpwatch_common::state::Direction;
 
 use crate::config::{LAYOUT, offset};
+use crate::kernel;
 use crate::maps::{LISTENERS, SOCKETS};
 
 /// `AF_INET6`.
 pub const AF_INET6: u16 = 10;
 /// Bit number of `SOCK_DONE` in `sk_flags`: `enum sock_flags`, include/net/sock.h.
 const SOCK_DONE: u32 = 1;
+/// Bit number of `SOCK_DEAD`, likewise: set by `sock_orphan`.
+const SOCK_DEAD: u32 = 0;
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
 
@@ -59,6 +62,7 @@ impl TcpSock {
     readers! {
         skc_family: u16;
         skc_state: u8;
+        sk_lock_owned: u32;
         sk_err: i32;
         sk_shutdown: u8;
         sk_uid: u32;
@@ -149,6 +153,35 @@ impl TcpSock {
         };
         // SAFETY: the verifier knows what `net` points to; a fault reads 0.
         unsafe { ptr::read_volatile(net.add(usize::from(offset(&LAYOUT.netns_inum))).cast::<u32>()) }
+    }
+
+    /// Id of the control group of who made the socket, or the listener it came from; 0 when it is not known.
+    #[inline(always)]
+    pub fn cgroup(self) -> u64 {
+        let (node, id) = (offset(&LAYOUT.cgroup_node), offset(&LAYOUT.cgroup_node_id));
+        let cgroup: u64 = self.read_pointer(&LAYOUT.sk_cgroup);
+        if cgroup == 0 || node == ABSENT || id == ABSENT {
+            return 0;
+        }
+        let Some(node) = kernel::copy::<u64>(cgroup, node) else { return 0 };
+        kernel::copy(node, id).unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn read_pointer(self, field: &'static Field) -> u64 {
+        let at = offset(field);
+        if at == ABSENT {
+            return 0;
+        }
+        // SAFETY: a typed load of a pointer, which is then but a number.
+        unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at)).cast::<*const u8>()) as u64 }
+    }
+
+    /// No process has a descriptor of it any more.
+    #[inline(always)]
+    pub fn is_orphan(self) -> bool {
+        let flags: u64 = self.read(&LAYOUT.skc_flags);
+        (flags >> SOCK_DEAD) & 1 != 0
     }
 
     /// The kernel's cookie of the socket.

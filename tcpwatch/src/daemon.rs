@@ -13,6 +13,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::aggregate::Reading;
+use crate::aggregate::owners::{Named, Wanted};
 use crate::aggregate::services::Grant;
 use crate::aggregate::snapshot::{Facts, ProbeState, Snapshot};
 use crate::api::event::Event;
@@ -28,6 +29,7 @@ use crate::metrics::MetricsError;
 use crate::recording::{Beginning, Intake, NewFile, Recorder, RecordingError, Written};
 use crate::source::adopt::{Walker, adopt};
 use crate::source::listeners;
+use crate::source::names::NameService;
 use crate::source::namespaces::Surroundings;
 use crate::source::ringbuf::{Batch, RingSource};
 use crate::{cli, sys};
@@ -276,7 +278,9 @@ impl Inbox {
             && let Ok(record) = tcpwatch_common::record::decode(record)
             && let Some(event) = Event::of(&record, |slot| self.intake.aggregator().service(slot))
         {
-            let _nobody_listens_any_more = self.events.send(Arc::new(event));
+            let (cookie, key) = event.socket();
+            let owner = self.intake.aggregator().owner(cookie, key);
+            let _nobody_listens_any_more = self.events.send(Arc::new(event.owned(owner)));
         }
     }
 }
@@ -292,6 +296,7 @@ pub(crate) struct Daemon {
     governor: Governor,
     walker: Walker,
     surroundings: Surroundings,
+    names: NameService,
     hz: u32,
     ring_used: u64,
 }
@@ -339,6 +344,7 @@ impl Daemon {
             governor,
             walker: Walker::new(),
             surroundings: Surroundings::new(config, options(config)?.netns),
+            names: NameService::start(),
             hz: kernel.hz,
             ring_used: 0,
         };
@@ -388,9 +394,20 @@ impl Daemon {
         Ok(())
     }
 
+    /// Takes the names that were found, and asks for those that are missing.
+    fn name(&mut self) {
+        let intake = &mut self.inbox.intake;
+        self.names.take(|what, number, name| intake.named(what, number, name));
+        self.names.ask(intake.wanted());
+    }
+
     /// To be called every [`TICK`], before the counters are read.
     pub(crate) fn every_tick(&mut self) -> Result<(), DaemonError> {
-        self.walker.walk(&mut self.inbox, &mut self.ebpf, self.governor.interval);
+        self.walker.walk(&mut self.inbox, &mut self.maps, &mut self.ebpf, self.governor.interval);
+        let owners = self.inbox.intake.aggregator().owners_of_orphans();
+        let ended = |pid: u32| Wanted { what: Named::Ended, number: pid.into(), pid };
+        self.names.ask(owners.into_iter().map(ended).collect());
+        self.name();
         self.surroundings.look(&mut self.maps.namespaces);
         self.govern()?;
         self.apply_grants()
@@ -406,7 +423,12 @@ impl Daemon {
             Ask::Connections(to) => {
                 let batch = self.source.take_ready(|record| self.inbox.take(record));
                 self.after(batch)?;
+                self.name();
                 let _nobody_waits_any_more = to.send(self.inbox.intake.aggregator().listing(sys::monotonic_ns()));
+            }
+            Ask::Listeners(to) => {
+                self.name();
+                let _nobody_waits_any_more = to.send(self.inbox.intake.aggregator().listeners());
             }
         }
         Ok(())

@@ -2,17 +2,20 @@
 //! programs as the daemon would, and takes them out again.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use serde_json::json;
 
 use crate::aggregate::snapshot::{ProbeState, ProbeStatus};
 use crate::api::status::Status;
+use crate::api::text::printable;
 use crate::client::Client;
 use crate::config::Config;
 use crate::daemon::{self, DaemonError};
 use crate::kernel::facts::KernelFacts;
 use crate::kernel::load;
+use crate::source::names::{self, Hierarchy};
 
 /// Examines the host and prints the findings; an error when the daemon could not run here.
 pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
@@ -25,6 +28,7 @@ pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
         .map(|(s, _)| s.path)
         .collect();
     let daemon = ask(&config.socket);
+    let names = NameSources::find();
     let mut out = io::stdout().lock();
     let written = if as_json {
         let object = json!({
@@ -34,12 +38,14 @@ pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
             "reset_reasons": facts.reasons.len(),
             "absent_fields": absent,
             "map_bytes": loaded.maps.map_bytes,
+            "cgroup2_mount": names.mount,
+            "sees_all_processes": names.sees_all_processes,
             "probes": loaded.probes.iter().map(probe_json).collect::<Vec<_>>(),
             "daemon": daemon.json(),
         });
         writeln!(out, "{object}")
     } else {
-        text(&mut out, &facts, &loaded, &absent).and_then(|()| daemon.text(&mut out))
+        text(&mut out, &facts, &loaded, &absent, &names).and_then(|()| daemon.text(&mut out))
     };
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(DaemonError::Output(error)),
@@ -47,7 +53,44 @@ pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
     }
 }
 
-fn text(out: &mut impl Write, facts: &KernelFacts, loaded: &load::Loaded, absent: &[&str]) -> io::Result<()> {
+/// What owners are named by.
+struct NameSources {
+    mount: Option<String>,
+    sees_all_processes: bool,
+}
+
+impl NameSources {
+    fn find() -> Self {
+        let hierarchy = Hierarchy::find(Path::new("/proc"));
+        Self {
+            mount: hierarchy.map(|found| printable(found.mount.as_os_str().as_bytes())),
+            sees_all_processes: names::sees_all_processes(),
+        }
+    }
+
+    /// Where from, and what is missing.
+    fn words(&self) -> (String, Vec<&'static str>) {
+        let mut missing = Vec::new();
+        if !self.sees_all_processes {
+            missing.push("processes have other numbers here: share the host's process namespace (hostPID, --pid=host)");
+        }
+        let from = if let Some(mount) = &self.mount {
+            format!("units and containers by the control groups at {mount}")
+        } else {
+            missing.push("control groups of version 2 are not mounted here: mount them, or /sys/fs/cgroup of the host");
+            "units and containers by /proc/PID/cgroup of the owners".to_owned()
+        };
+        (from, missing)
+    }
+}
+
+fn text(
+    out: &mut impl Write,
+    facts: &KernelFacts,
+    loaded: &load::Loaded,
+    absent: &[&str],
+    names: &NameSources,
+) -> io::Result<()> {
     writeln!(out, "kernel      {} ({} ticks a second)", facts.release, facts.hz)?;
     writeln!(
         out,
@@ -56,6 +99,11 @@ fn text(out: &mut impl Write, facts: &KernelFacts, loaded: &load::Loaded, absent
     )?;
     if !absent.is_empty() {
         writeln!(out, "fields      not in this kernel: {}", absent.join(", "))?;
+    }
+    let (from, missing) = names.words();
+    writeln!(out, "owners      {from}")?;
+    for what in missing {
+        writeln!(out, "            {what}")?;
     }
     for probe in &loaded.probes {
         let (state, why) = words(&probe.state);
@@ -155,4 +203,17 @@ fn probe_json(probe: &ProbeStatus) -> serde_json::Value {
         "why": why,
         "loses": probe.loses,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_owners_lack_is_said_with_its_remedy() {
+        let all = NameSources { mount: Some("/sys/fs/cgroup".to_owned()), sees_all_processes: true }.words();
+        assert_eq!(all, ("units and containers by the control groups at /sys/fs/cgroup".to_owned(), vec![]));
+        let (from, missing) = NameSources { mount: None, sees_all_processes: false }.words();
+        assert!(from.contains("/proc/PID/cgroup") && missing.len() == 2, "{missing:?}");
+    }
 }

@@ -7,6 +7,7 @@ mod aggregate;
 mod api;
 #[cfg(feature = "bench")]
 pub mod bench;
+mod cgroup;
 mod cli;
 mod client;
 mod config;

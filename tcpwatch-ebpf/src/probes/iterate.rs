@@ -7,9 +7,10 @@
 use aya_ebpf::helpers::generated::{bpf_seq_write, bpf_sock_from_file};
 use core::ptr;
 use tcpwatch_common::close::flag;
-use tcpwatch_common::conn::{COMM_LEN, Conn};
+use tcpwatch_common::conn::Conn;
 use tcpwatch_common::counters::{Loss, setting};
 use tcpwatch_common::layout::ABSENT;
+use tcpwatch_common::owner::{OwnerKind, Step, on_file};
 use tcpwatch_common::record::{ConnRecord, Kind, ListenerRecord};
 use tcpwatch_common::state::TcpState;
 
@@ -17,6 +18,7 @@ use super::state::note_listener;
 use crate::config::{LAYOUT, offset, watched};
 use crate::emit::{self, Moment};
 use crate::maps::{ITERATOR_SCRATCH, SETTINGS};
+use crate::owner::{self, Owner};
 use crate::sock::{TcpSock, direction_by_port, jiffies};
 
 const LISTEN: u8 = TcpState::Listen as u8;
@@ -59,12 +61,6 @@ pub struct StorageContext {
     value: *const u8,
 }
 
-/// Who holds a socket.
-struct Owner {
-    pid: u32,
-    comm: [u8; COMM_LEN],
-}
-
 /// One TCP socket of the namespace that opened the iterator.
 ///
 /// # Safety
@@ -77,7 +73,7 @@ pub unsafe fn tcp(ctx: *const TcpContext) {
         return;
     }
     let Some(sock) = TcpSock::cast(sk) else { return };
-    adopt(meta, sock, None);
+    adopt(meta, sock, ptr::null());
 }
 
 /// One open file of one process.
@@ -102,31 +98,11 @@ pub unsafe fn task_file(ctx: *const TaskFileContext) {
         return;
     }
     let Some(sock) = TcpSock::cast(sk) else { return };
-    adopt(meta, sock, Some(owner(task)));
+    adopt(meta, sock, task);
 }
 
 #[inline(always)]
-fn owner(task: *const u8) -> Owner {
-    let mut owner = Owner { pid: 0, comm: [0; COMM_LEN] };
-    let (tgid, comm) = (offset(&LAYOUT.task_tgid), offset(&LAYOUT.task_comm));
-    if tgid != ABSENT {
-        // SAFETY: a typed load.
-        owner.pid = unsafe { ptr::read_volatile(task.add(usize::from(tgid)).cast::<u32>()) };
-    }
-    if comm != ABSENT {
-        // SAFETY: two typed loads within the array, into an array of the same size.
-        unsafe {
-            let from = task.add(usize::from(comm)).cast::<u64>();
-            let to = owner.comm.as_mut_ptr().cast::<u64>();
-            to.write_unaligned(ptr::read_volatile(from));
-            to.add(1).write_unaligned(ptr::read_volatile(from.add(1)));
-        }
-    }
-    owner
-}
-
-#[inline(always)]
-fn adopt(meta: *const Meta, sock: TcpSock, owner: Option<Owner>) {
+fn adopt(meta: *const Meta, sock: TcpSock, holder: *const u8) {
     let netns = sock.netns();
     if !watched(netns) {
         return;
@@ -136,7 +112,12 @@ fn adopt(meta: *const Meta, sock: TcpSock, owner: Option<Owner>) {
     if state == LISTEN {
         if !connections {
             note_listener(sock, netns);
-            adopt_listener(meta, sock, owner.map_or(0, |o| o.pid));
+        }
+        if let Some(conn) = sock.state() {
+            held(conn, holder);
+        }
+        if !connections {
+            adopt_listener(meta, sock);
         }
         return;
     }
@@ -151,34 +132,46 @@ fn adopt(meta: *const Meta, sock: TcpSock, owner: Option<Owner>) {
     if conn.begun == 0 && emit::adopt(sock, conn, direction_by_port(netns, sock.local_port())) {
         emit::gauge(conn, state);
     }
-    let mut news = conn.next_emit == 0;
-    let ownerless = conn.pid == 0;
-    if let Some(owner) = owner
-        && ownerless
-    {
-        conn.pid = owner.pid;
-        conn.comm = owner.comm;
-        news = true;
+    if held(conn, holder) {
+        // Told below, or when the reader's buffer is full and the kernel comes again with the same socket: it must then
+        // be found as untold.
+        conn.next_emit = 0;
     }
-    if !news {
-        return;
-    }
-    // When the reader's buffer is full the kernel comes again with the same socket, and must find it as it was.
-    if write_connection(meta, sock, conn, state) {
+    if conn.next_emit == 0 && write_connection(meta, sock, conn, state) {
         conn.next_emit = emit::next_sample(jiffies());
-    } else if ownerless {
-        conn.pid = 0;
+    }
+}
+
+/// A process holds the socket; true when that is news. `task` is null when nobody is known to.
+#[inline(always)]
+fn held(conn: &mut Conn, task: *const u8) -> bool {
+    if task.is_null() {
+        return false;
+    }
+    let holder = Owner::of(task);
+    let pass = owner::pass();
+    match on_file(conn.pid, conn.owner_pass, holder.pid, pass) {
+        Step::Keep => false,
+        Step::Seen => {
+            conn.owner_pass = pass;
+            // It may have moved, changed its user, or run another program.
+            holder.refresh(conn)
+        }
+        Step::Take => {
+            holder.take(conn, OwnerKind::Descriptor);
+            true
+        }
     }
 }
 
 /// `next_emit` remembers that a listener was told; it has no other use there.
 #[inline(always)]
-fn adopt_listener(meta: *const Meta, sock: TcpSock, pid: u32) {
+fn adopt_listener(meta: *const Meta, sock: TcpSock) {
     let Some(conn) = sock.state() else {
-        write_listener(meta, sock, pid);
+        write_listener(meta, sock);
         return;
     };
-    if conn.next_emit == 0 && write_listener(meta, sock, pid) {
+    if conn.next_emit == 0 && write_listener(meta, sock) {
         conn.next_emit = 1;
     }
 }
@@ -198,7 +191,7 @@ pub unsafe fn storage(ctx: *const StorageContext) {
     let Some(conn) = sock.state() else { return };
     let state = sock.skc_state();
     if state == LISTEN {
-        write_listener(meta, sock, 0);
+        write_listener(meta, sock);
         return;
     }
     let now = jiffies();
@@ -229,8 +222,8 @@ fn write_connection(meta: *const Meta, sock: TcpSock, conn: &Conn, state: u8) ->
 }
 
 #[inline(always)]
-fn write_listener(meta: *const Meta, sock: TcpSock, pid: u32) -> bool {
-    let record = emit::listener(sock, true, true, pid);
+fn write_listener(meta: *const Meta, sock: TcpSock) -> bool {
+    let record = emit::listener(sock, true, true);
     // SAFETY: `record` lives until the helper has copied it.
     unsafe {
         bpf_seq_write((*meta).seq.cast(), ptr::from_ref(&record).cast_mut().cast(), size_of::<ListenerRecord>() as u32)

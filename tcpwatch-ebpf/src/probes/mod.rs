@@ -3,6 +3,7 @@
 pub mod congestion;
 pub mod iterate;
 pub mod probe;
+pub mod read;
 pub mod reset;
 pub mod reset_received;
 pub mod retransmit;

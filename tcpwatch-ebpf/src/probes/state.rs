@@ -1,14 +1,14 @@
 //! inet_sock_set_state: a connection's life from SYN_SENT or ESTABLISHED to CLOSE, and listeners.
 
-use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_sk_storage_delete};
+use aya_ebpf::helpers::generated::bpf_sk_storage_delete;
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::debug;
 use core::ptr;
 use tcpwatch_common::close::{self, CloseCause, flag};
-use tcpwatch_common::conn::{COMM_LEN, Conn};
+use tcpwatch_common::conn::Conn;
 use tcpwatch_common::counters::{HANDSHAKE_UNIT_US, Loss, group};
 use tcpwatch_common::hist::log2_bucket;
+use tcpwatch_common::owner::OwnerKind;
 use tcpwatch_common::record::{Kind, ListenerRecord};
 use tcpwatch_common::state::{Direction, TcpState};
 
@@ -16,6 +16,7 @@ use crate::add::{atomic_add, exchange};
 use crate::config::watched;
 use crate::emit::{self, Group, Moment};
 use crate::maps::{CLOSING, Closing, LISTENERS, SOCKETS};
+use crate::owner::Owner;
 use crate::sock::{TcpSock, direction_by_port, jiffies, listener_key};
 
 const ESTABLISHED: u8 = TcpState::Established as u8;
@@ -37,11 +38,11 @@ pub fn handle(ctx: &BtfTracePointContext) {
     }
     debug!(ctx, "port {} moves from state {} to {}", sock.local_port(), old, new);
     match (old, new) {
-        (_, LISTEN) => listener(ctx, sock, netns, true),
-        (LISTEN, CLOSE) => listener(ctx, sock, netns, false),
+        (_, LISTEN) => listener(sock, netns, true),
+        (LISTEN, CLOSE) => listener(sock, netns, false),
         // The child of a listener: it is counted when the handshake is complete.
         (_, SYN_RECV) => {}
-        (_, SYN_SENT) => connecting(ctx, sock),
+        (_, SYN_SENT) => connecting(sock),
         (_, ESTABLISHED) => established(sock, old),
         (_, CLOSE) => closed(sock, netns, old),
         (_, _) => moved(sock, netns, old, new),
@@ -49,7 +50,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
 }
 
 #[inline(always)]
-fn connecting(ctx: &BtfTracePointContext, sock: TcpSock) {
+fn connecting(sock: TcpSock) {
     let mut generation = 0;
     if let Some(conn) = sock.state() {
         // The socket was connected before, and tcp_disconnect has cleared its totals.
@@ -64,9 +65,7 @@ fn connecting(ctx: &BtfTracePointContext, sock: TcpSock) {
     emit::begin(sock, conn, Direction::Outbound);
     conn.generation = generation;
     // connect() runs in the process that owns the socket.
-    conn.pid = ctx.tgid();
-    // SAFETY: the buffer is part of a map value and has the length that is given.
-    unsafe { bpf_get_current_comm(conn.comm.as_mut_ptr().cast(), COMM_LEN as u32) };
+    Owner::current().take(conn, OwnerKind::Connect);
     emit::gauge(conn, SYN_SENT);
 }
 
@@ -224,9 +223,13 @@ pub fn note_listener(sock: TcpSock, netns: u32) -> bool {
 }
 
 #[inline(always)]
-fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
+fn listener(sock: TcpSock, netns: u32, up: bool) {
     if up {
         note_listener(sock, netns);
+        if let Some(conn) = sock.state() {
+            // listen() runs in the process that holds the socket.
+            Owner::current().take(conn, OwnerKind::Listen);
+        }
     } else {
         if let Some(conn) = sock.state() {
             // The socket may listen again.
@@ -244,10 +247,9 @@ fn listener(ctx: &BtfTracePointContext, sock: TcpSock, netns: u32, up: bool) {
             }
         }
     }
-    let pid = ctx.tgid();
     emit::record::<ListenerRecord>(Loss::RingState, |place| {
         // SAFETY: a reserved record.
-        unsafe { place.write(emit::listener(sock, up, false, pid)) }
+        unsafe { place.write(emit::listener(sock, up, false)) }
     });
 }
 

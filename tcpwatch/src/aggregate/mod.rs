@@ -1,6 +1,7 @@
 //! Pure aggregation: records and counter readings in, snapshots out. No clock, no kernel, no I/O.
 
 pub(crate) mod listeners;
+pub(crate) mod owners;
 pub(crate) mod recent;
 pub(crate) mod services;
 pub(crate) mod snapshot;
@@ -9,16 +10,19 @@ pub(crate) mod table;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tcpwatch_common::conn::ConnKey;
 use tcpwatch_common::counters::slot;
+use tcpwatch_common::owner::OwnerKind;
 use tcpwatch_common::record::{ConnRecord, DecodeError, Kind, Record};
 use tcpwatch_common::state::{Direction, STATES, TcpState};
 
 use self::listeners::Listeners;
+use self::owners::{Named, Owner, Owners, Wanted};
 use self::recent::RecentRtt;
 use self::services::{Grant, Services};
 use self::snapshot::{Compared, Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
-use crate::api::Listing;
+use crate::api::{self, Listing};
 use crate::kernel::maps::{Counters, SlotCounters};
 
 /// Reasons for which a record cannot be decoded, in the order of [`Aggregator::errors`].
@@ -53,6 +57,7 @@ pub(crate) struct Aggregator {
     services: Services,
     table: ConnTable,
     listeners: Listeners,
+    owners: Owners,
     recent: RecentRtt,
     events: [u64; Kind::ALL.len()],
     errors: [u64; DECODE_REASONS.len()],
@@ -66,6 +71,7 @@ impl Aggregator {
             services,
             table,
             listeners: Listeners::default(),
+            owners: Owners::default(),
             recent: RecentRtt::new(now_ns),
             events: [0; Kind::ALL.len()],
             errors: [0; DECODE_REASONS.len()],
@@ -108,6 +114,9 @@ impl Aggregator {
             Record::Listener(listener) => {
                 self.count(Kind::Listener);
                 self.listeners.update(listener);
+                if listener.up == 1 {
+                    self.owners.note(&Owner::of_listener(listener), listener.header.ktime_ns);
+                }
                 (listener.up == 1).then(|| self.services.listening(listener.key.local_port)).flatten()
             }
         }
@@ -120,15 +129,70 @@ impl Aggregator {
     }
 
     fn connection(&mut self, kind: Kind, conn: &ConnRecord) -> Option<Grant> {
+        let mut conn = *conn;
+        if conn.pid == 0 {
+            self.inherit(&mut conn);
+        }
+        let owner = Owner::of(&conn);
+        self.owners.note(&owner, conn.header.ktime_ns);
         if kind == Kind::Close {
             self.table.remove(conn.cookie);
+            self.owners.closed(conn.cookie, owner);
             return None;
         }
-        self.table.update(conn);
+        self.table.update(&conn);
         match Direction::from_u8(conn.direction) {
             Direction::Outbound => self.services.outbound(conn.key.remote_port, conn.header.ktime_ns),
             Direction::Inbound | Direction::Unknown => None,
         }
+    }
+
+    /// The owner of a connection that has none of its own yet: the one told before, or that of the listener.
+    fn inherit(&self, conn: &mut ConnRecord) {
+        if let Some(known) = self.table.get(conn.cookie)
+            && known.pid != 0
+        {
+            Owner::of(known).inherit(conn, OwnerKind::from_u8(known.owner_kind));
+        } else if conn.direction == Direction::Inbound as u8
+            && let Some(listener) = self.listeners.at(&conn.key)
+            && listener.pid != 0
+        {
+            Owner::of_listener(listener).inherit(conn, OwnerKind::Listener);
+        }
+    }
+
+    /// Who owns the socket with this cookie, also for a while after it closed. Without such a socket, who listens at the
+    /// local end of `key`.
+    pub(crate) fn owner(&self, cookie: u64, key: &ConnKey) -> Option<api::owner::Owner> {
+        let listener = || {
+            let listener = self.listeners.at(key).filter(|listener| listener.pid != 0)?;
+            let kind = if listener.cookie == cookie { listener.owner_kind } else { OwnerKind::Listener as u32 };
+            Some(Owner { kind: OwnerKind::from_u8(kind as u8), ..Owner::of_listener(listener) })
+        };
+        let open = self.table.get(cookie).map(Owner::of);
+        let owner = open.or_else(|| self.owners.of_closed(cookie)).or_else(listener)?;
+        Some(api::owner::Owner::new(&owner, self.owners.names()))
+    }
+
+    /// Takes the name of a user or control group, or that a process has ended.
+    pub(crate) fn named(&mut self, what: Named, number: u64, name: &[u8]) {
+        self.owners.named(what, number, name);
+    }
+
+    /// The names that are missing; each is told once.
+    pub(crate) fn wanted(&mut self) -> Vec<Wanted> {
+        self.owners.wanted()
+    }
+
+    /// The owners of connections that no process holds any more, and that are not known to have ended.
+    pub(crate) fn owners_of_orphans(&self) -> std::collections::BTreeSet<u32> {
+        self.table.orphans().filter(|pid| *pid != 0 && !self.owners.names().ended(*pid)).collect()
+    }
+
+    /// The listeners, with their owners.
+    pub(crate) fn listeners(&self) -> Vec<api::listener::Listener> {
+        let names = self.owners.names();
+        self.listeners.records().map(|record| api::listener::Listener::new(record, names)).collect()
     }
 
     /// Something listened on `port` before the daemon.
@@ -154,7 +218,8 @@ impl Aggregator {
     /// The connections of the table.
     pub(crate) fn listing(&self, ktime_ns: u64) -> Listing {
         let services = (0..self.slots_used()).map(|slot| self.services.shown(slot)).collect();
-        Listing { ktime_ns, records: self.table.records(), services }
+        let names = Arc::clone(self.owners.names());
+        Listing { ktime_ns, records: self.table.records(), services, names }
     }
 
     /// A picture of now.
@@ -263,7 +328,7 @@ pub(crate) mod tests {
         let mut aggregator = aggregator();
         let mut key = ConnKey::EMPTY;
         key.local_port = 443;
-        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 96, ktime_ns: 0 };
+        let header = Header { kind: Kind::Listener as u16, abi: ABI, len: 128, ktime_ns: 0 };
         let listener = ListenerRecord {
             header,
             cookie: 1,
@@ -275,6 +340,10 @@ pub(crate) mod tests {
             periodic: 0,
             up: 1,
             pid: 1,
+            cgroup: 0,
+            owner_uid: 0,
+            owner_kind: 4,
+            comm: [0; 16],
         };
         let grant = aggregator.apply(&Record::Listener(listener)).unwrap();
         let mut counters = counters(aggregator.slots_used());

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lru::LruCache;
+use tcpwatch_common::owner::flag::ORPHAN;
 use tcpwatch_common::record::ConnRecord;
 
 use super::snapshot::TableStats;
@@ -40,6 +41,17 @@ impl ConnTable {
     /// Forgets a connection that ended.
     pub(crate) fn remove(&mut self, cookie: u64) {
         self.connections.pop(&cookie);
+    }
+
+    /// The newest record of a connection.
+    pub(crate) fn get(&self, cookie: u64) -> Option<&ConnRecord> {
+        self.connections.peek(&cookie).map(|record| &**record)
+    }
+
+    /// The owners of connections that no process holds any more.
+    pub(crate) fn orphans(&self) -> impl Iterator<Item = u32> {
+        let orphans = self.connections.iter().filter(|(_, record)| record.owner_flags & ORPHAN != 0);
+        orphans.map(|(_, record)| record.pid)
     }
 
     /// The newest record of each, shared and not copied.

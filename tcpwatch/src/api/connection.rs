@@ -9,8 +9,10 @@ use tcpwatch_common::hist::{quantile, sketch_lower};
 use tcpwatch_common::record::ConnRecord;
 use tcpwatch_common::state::{Direction, ca_state};
 
+use super::owner::Owner;
 use super::text::printable;
 use super::{Moment, ends, state_name};
+use crate::aggregate::owners::{self, Names};
 use crate::aggregate::snapshot::Service;
 
 type Name = Cow<'static, str>;
@@ -39,12 +41,14 @@ pub(crate) struct Connection {
     pub(crate) direction: Name,
     /// The service that its totals are counted under.
     pub(crate) service: Name,
-    /// Process that opened it; null when it is not known.
+    /// Process that owns it, as in `owner`; null when it is not known.
     pub(crate) pid: Option<u32>,
     /// Its name, made printable.
     pub(crate) comm: String,
-    /// User that owns the socket.
+    /// User that made the socket.
     pub(crate) uid: u32,
+    /// Who owns it.
+    pub(crate) owner: Owner,
     /// It is older than the daemon: counts since it was opened that are not the kernel's are since it was seen.
     pub(crate) partial: bool,
     /// Since the SYN was sent, or it was first seen.
@@ -144,7 +148,7 @@ pub(crate) struct Retransmits {
 }
 
 impl Connection {
-    /// What a record says at a moment.
+    /// What a record says at a moment; the names of user and control group are not in it.
     pub(crate) fn new(record: &ConnRecord, service: Service, moment: Moment) -> Self {
         let (local, remote) = ends(&record.key);
         let age = |since_ns: u64| moment.ktime_ns.saturating_sub(since_ns) / 1_000_000;
@@ -166,6 +170,7 @@ impl Connection {
             pid: (record.pid != 0).then_some(record.pid),
             comm: printable(&record.comm),
             uid: record.uid,
+            owner: Owner::new(&owners::Owner::of(record), &Names::default()),
             partial: record.flags & flag::PARTIAL != 0,
             age_ms: age(record.started_ns),
             reading_age_ms: age(record.header.ktime_ns),

@@ -11,6 +11,7 @@ use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::state::ca_state;
 
 use super::connection::Connection;
+use super::owner::Owner;
 use super::{Moment, ends, line, state_name};
 use crate::aggregate::snapshot::Service;
 
@@ -19,6 +20,7 @@ use crate::aggregate::snapshot::Service;
 pub(crate) struct Event {
     record: Record,
     service: Service,
+    owner: Option<Owner>,
 }
 
 /// The beginning of each event.
@@ -86,10 +88,11 @@ struct Reset<'a> {
     state: &'static str,
     unread_bytes: u32,
     unacked_bytes: u32,
+    owner: Option<&'a Owner>,
 }
 
 #[derive(Debug, Serialize)]
-struct Listener {
+struct Listener<'a> {
     cookie: u64,
     netns: u32,
     local_address: IpAddr,
@@ -97,6 +100,7 @@ struct Listener {
     listening: bool,
     backlog: u32,
     pid: Option<u32>,
+    owner: Option<&'a Owner>,
 }
 
 impl Event {
@@ -109,7 +113,22 @@ impl Event {
             Record::Listener(listener) if listener.periodic != 0 => return None,
             Record::Retransmit(_) | Record::Listener(_) => None,
         };
-        Some(Self { record: *record, service: slot.map_or(Service::None, service) })
+        Some(Self { record: *record, service: slot.map_or(Service::None, service), owner: None })
+    }
+
+    /// The cookie and the ends by which its owner is found.
+    pub(crate) fn socket(&self) -> (u64, &ConnKey) {
+        match &self.record {
+            Record::Conn(_, record) => (record.cookie, &record.key),
+            Record::Retransmit(record) => (record.cookie, &record.key),
+            Record::Reset(_, record) => (record.cookie, &record.key),
+            Record::Listener(record) => (record.cookie, &record.key),
+        }
+    }
+
+    /// The same with the owner of its socket.
+    pub(crate) fn owned(self, owner: Option<Owner>) -> Self {
+        Self { owner, ..self }
     }
 
     /// What kind of event it is.
@@ -131,10 +150,12 @@ impl Event {
             Record::Conn(kind, record) => {
                 let closed = *kind == Kind::Close;
                 let at = Moment { ktime_ns: record.header.ktime_ns, ..moment };
+                let connection = Connection::new(record, self.service, at);
+                let owner = self.owner.clone().unwrap_or_else(|| connection.owner.clone());
                 let life = Life {
                     cause: closed.then(|| CloseCause::from_u8(record.cause).map_or("unknown", CloseCause::name)),
                     errno: closed.then_some(record.sk_err),
-                    connection: Connection::new(record, self.service, at),
+                    connection: Connection { pid: owner.pid, comm: owner.comm.clone(), owner, ..connection },
                 };
                 told(when(record.header.ktime_ns), &life)
             }
@@ -168,6 +189,7 @@ impl Event {
                     state: if record.state == 0 { "NONE" } else { state_name(record.state) },
                     unread_bytes: record.unread_bytes,
                     unacked_bytes: record.unacked_bytes,
+                    owner: self.owner.as_ref(),
                 };
                 told(when(record.header.ktime_ns), &reset)
             }
@@ -181,6 +203,7 @@ impl Event {
                     listening: record.up == 1,
                     backlog: record.backlog,
                     pid: (record.pid != 0).then_some(record.pid),
+                    owner: self.owner.as_ref(),
                 };
                 told(when(record.header.ktime_ns), &listener)
             }

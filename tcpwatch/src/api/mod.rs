@@ -4,9 +4,11 @@
 
 pub(crate) mod connection;
 pub(crate) mod event;
+pub(crate) mod listener;
+pub(crate) mod owner;
 pub(crate) mod proof;
 pub(crate) mod status;
-mod text;
+pub(crate) mod text;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use tcpwatch_common::conn::ConnKey;
 use tcpwatch_common::record::ConnRecord;
 use tcpwatch_common::state::{Direction, TcpState};
 
+use crate::aggregate::owners::{self, Names};
 use crate::aggregate::snapshot::Service;
 
 /// The connection table at a moment. The records are shared with the table: it costs a pointer a connection.
@@ -27,6 +30,8 @@ pub(crate) struct Listing {
     pub(crate) records: Vec<Arc<ConnRecord>>,
     /// Direction and service of each group slot.
     pub(crate) services: Vec<(Direction, Service)>,
+    /// Users and control groups.
+    pub(crate) names: Arc<Names>,
 }
 
 impl Listing {
@@ -40,7 +45,13 @@ impl Listing {
         let moment = Moment { ktime_ns: self.ktime_ns, ticks_per_second };
         self.records
             .iter()
-            .map(|record| connection::Connection::new(record, self.service(record.slot), moment))
+            .map(|record| {
+                let owner = owner::Owner::new(&owners::Owner::of(record), &self.names);
+                connection::Connection {
+                    owner,
+                    ..connection::Connection::new(record, self.service(record.slot), moment)
+                }
+            })
             .collect()
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// The name up to its first NUL. What is no text, or moves a cursor, is escaped: `\x1b`, `\u{202e}`; so is `\` itself.
-pub(super) fn printable(name: &[u8]) -> String {
+pub(crate) fn printable(name: &[u8]) -> String {
     let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
     let mut shown = String::new();
     for chunk in name.get(..end).unwrap_or_default().utf8_chunks() {

@@ -33,6 +33,7 @@ pub(super) fn pages() -> Router<Pages> {
     Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/connections", get(connections))
+        .route("/api/v1/listeners", get(listeners))
         .route("/api/v1/events", get(events))
 }
 
@@ -65,13 +66,7 @@ async fn connections(
         Some(name) => Some(columns::find(name).map_err(|error| refuse(format!("{error}\n")))?),
         None => None,
     };
-    let (to, listing) = oneshot::channel();
-    let asked = pages.feed.ask.try_send(Ask::Connections(to)).is_ok();
-    let listing = if asked { timeout(REFRESH_WAIT, listing).await.ok().and_then(Result::ok) } else { None };
-    let listing = listing.ok_or_else(|| {
-        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "the daemon is busy; ask again\n")
-            .into_response()
-    })?;
+    let listing = answer(&pages, Ask::Connections).await?;
     // One list at a time is turned into text, off the thread that has the ring buffer to drain.
     let turn = pages.turn.acquire_owned().await;
     let text = tokio::task::spawn_blocking(move || {
@@ -81,6 +76,23 @@ async fn connections(
     let text =
         text.await.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "it failed; see the log\n").into_response())?;
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from(text)).into_response())
+}
+
+async fn listeners(State(pages): State<Pages>) -> Result<Response, Response> {
+    let listeners = answer(&pages, Ask::Listeners).await?;
+    let text: String = listeners.iter().map(line).collect();
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], text).into_response())
+}
+
+/// What the daemon answers; it is never waited for long.
+async fn answer<T>(pages: &Pages, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Response> {
+    let (to, answer) = oneshot::channel();
+    let asked = pages.feed.ask.try_send(ask(to)).is_ok();
+    let answer = if asked { timeout(REFRESH_WAIT, answer).await.ok().and_then(Result::ok) } else { None };
+    answer.ok_or_else(|| {
+        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "the daemon is busy; ask again\n")
+            .into_response()
+    })
 }
 
 fn text(listing: &Listing, column: Option<&columns::Column>, limit: Option<usize>) -> String {

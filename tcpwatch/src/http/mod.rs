@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use crate::aggregate::snapshot::Snapshot;
 use crate::api::Listing;
 use crate::api::event::Event;
+use crate::api::listener::Listener;
 use crate::config::Config;
 use crate::metrics::{CONTENT_TYPE, Exporter, MetricsError};
 
@@ -54,6 +55,8 @@ pub(crate) enum Ask {
     Snapshot(Refresh),
     /// The connection table of this moment.
     Connections(oneshot::Sender<Listing>),
+    /// The listeners of this moment.
+    Listeners(oneshot::Sender<Vec<Listener>>),
 }
 
 /// A request for a snapshot of this moment.

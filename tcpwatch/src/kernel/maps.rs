@@ -135,6 +135,11 @@ impl Maps {
         self.set(setting::ADOPT, u64::from(connections))
     }
 
+    /// Numbers the pass over the files of all processes that comes next.
+    pub(crate) fn set_files_pass(&mut self, number: u16) -> Result<(), MapsError> {
+        self.set(setting::FILES_PASS, number.into())
+    }
+
     fn set(&mut self, setting: u32, value: u64) -> Result<(), MapsError> {
         self.settings.set(setting, value, 0).map_err(|source| MapsError::Map { name: "SETTINGS", source })
     }

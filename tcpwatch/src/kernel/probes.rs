@@ -98,6 +98,12 @@ pub(crate) const CORE: &[Probe] = &[
         loses: "time in recovery and loss",
     },
     Probe {
+        program: "tcp_rcv_space_adjust",
+        hook: Hook::BtfTracepoint("tcp_rcv_space_adjust"),
+        required: false,
+        loses: "owners of accepted connections within their first seconds",
+    },
+    Probe {
         program: "tcp_retransmit_synack",
         hook: Hook::BtfTracepoint("tcp_retransmit_synack"),
         required: false,

@@ -7,6 +7,7 @@ use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, reason, slot};
 
 use super::Input;
 use crate::aggregate::Reading;
+use crate::aggregate::owners::Named;
 use crate::aggregate::snapshot::{NamespaceStats, ProgramStats};
 use crate::kernel::maps::{Counters, SlotCounters};
 
@@ -15,9 +16,12 @@ const LISTENING: u8 = 2;
 const READING: u8 = 3;
 /// A reading of which the number of slots or namespaces or the programs are others than in the one before.
 const READING_ANEW: u8 = 4;
+const NAME: u8 = 5;
 
 /// The ring buffer has no larger records.
 pub(super) const MOST_RECORD: usize = 1 << 16;
+/// The longest path of a control group, PATH_MAX.
+pub(super) const MOST_TEXT: usize = 4096;
 /// Programs that a reading may tell of.
 const MOST_PROGRAMS: usize = 64;
 /// Network namespaces that a reading may tell of.
@@ -59,6 +63,12 @@ impl Codec {
             Input::Listening(port) => {
                 out.push(LISTENING);
                 out.extend(port.to_le_bytes());
+            }
+            Input::Name(what, number, name) => {
+                out.extend([NAME, what as u8]);
+                put(out, number);
+                put(out, name.len() as u64);
+                out.extend(name);
             }
             Input::Reading(counters, reading) => self.encode_reading(counters, reading, out),
         }
@@ -111,6 +121,15 @@ impl Codec {
                 Ok(Input::Record(slice(bytes, len)?))
             }
             LISTENING => Ok(Input::Listening(u16::from_le_bytes(array(bytes)?))),
+            NAME => {
+                let [what] = array(bytes)?;
+                let what = Named::ALL.get(usize::from(what)).copied().ok_or("what a name is for")?;
+                let (number, len) = (get(bytes)?, get(bytes)?);
+                if len > MOST_TEXT as u64 {
+                    return Err("the length of a name");
+                }
+                Ok(Input::Name(what, number, slice(bytes, len)?))
+            }
             READING | READING_ANEW => {
                 if tag == READING_ANEW {
                     self.decode_shape(bytes)?;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::aggregate::owners::{Named, Wanted};
 use crate::aggregate::services::{Grant, Services};
 use crate::aggregate::snapshot::{Facts, Snapshot};
 use crate::aggregate::table::ConnTable;
@@ -48,6 +49,8 @@ pub(crate) enum Input<'a> {
     Record(&'a [u8]),
     /// A port that something listened on before the daemon.
     Listening(u16),
+    /// The name of a user or control group, or that a process has ended.
+    Name(Named, u64, &'a [u8]),
     /// Counters, and what is known beyond them; it asks for a snapshot.
     Reading(&'a Counters, &'a Reading),
 }
@@ -96,6 +99,18 @@ impl Intake {
         self.aggregator.listening(port)
     }
 
+    /// Gives it a name.
+    pub(crate) fn named(&mut self, what: Named, number: u64, name: &[u8]) {
+        let name = name.get(..name.len().min(codec::MOST_TEXT)).unwrap_or_default();
+        self.record(Input::Name(what, number, name));
+        self.aggregator.named(what, number, name);
+    }
+
+    /// The names that it misses; each is told once.
+    pub(crate) fn wanted(&mut self) -> Vec<Wanted> {
+        self.aggregator.wanted()
+    }
+
     /// Gives it counters, and asks for a snapshot.
     pub(crate) fn read(&mut self, counters: &Counters, reading: &Reading) -> Arc<Snapshot> {
         self.record(Input::Reading(counters, reading));
@@ -107,6 +122,10 @@ impl Intake {
         match input {
             Input::Record(bytes) => self.take(bytes),
             Input::Listening(port) => self.listening(port),
+            Input::Name(what, number, name) => {
+                self.named(what, number, name);
+                None
+            }
             Input::Reading(counters, reading) => return Some(self.read(counters, reading)),
         };
         None

@@ -8,6 +8,7 @@ use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, reason};
 use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, ListenerRecord, encode};
 
 use super::*;
+use crate::aggregate::owners::Named;
 use crate::aggregate::snapshot::{Compared, NamespaceStats, ProbeState, ProbeStatus, ProgramStats};
 use crate::kernel::maps::SlotCounters;
 use crate::metrics::Recorded;
@@ -19,6 +20,7 @@ const PATH: &str = "/some/where.twr";
 enum Owned {
     Record(Vec<u8>),
     Listening(u16),
+    Name(Named, u64, Vec<u8>),
     Reading(Box<(Counters, Reading)>),
 }
 
@@ -27,6 +29,7 @@ impl Owned {
         match input {
             Input::Record(bytes) => Self::Record(bytes.to_vec()),
             Input::Listening(port) => Self::Listening(port),
+            Input::Name(what, number, name) => Self::Name(what, number, name.to_vec()),
             Input::Reading(counters, reading) => Self::Reading(Box::new((counters.clone(), reading.clone()))),
         }
     }
@@ -35,6 +38,7 @@ impl Owned {
         match self {
             Self::Record(bytes) => Input::Record(bytes),
             Self::Listening(port) => Input::Listening(*port),
+            Self::Name(what, number, name) => Input::Name(*what, *number, name),
             Self::Reading(both) => Input::Reading(&both.0, &both.1),
         }
     }
@@ -115,8 +119,8 @@ fn reading() -> impl Strategy<Value = Owned> {
 }
 
 fn record() -> impl Strategy<Value = Vec<u8>> {
-    let right = (prop::sample::select(&Kind::ALL[..]), vec(any::<u8>(), 496), any::<u64>()).prop_map(
-        |(kind, mut bytes, ktime_ns)| {
+    let right = (prop::sample::select(&Kind::ALL[..]), vec(any::<u8>(), size_of::<ConnRecord>()), any::<u64>())
+        .prop_map(|(kind, mut bytes, ktime_ns)| {
             let len = match kind {
                 Kind::Open | Kind::Sample | Kind::Close => size_of::<ConnRecord>(),
                 Kind::Listener => size_of::<ListenerRecord>(),
@@ -126,8 +130,7 @@ fn record() -> impl Strategy<Value = Vec<u8>> {
             let header = Header { kind: kind as u16, abi: ABI, len: len as u32, ktime_ns };
             encode(&header, &mut bytes).unwrap();
             bytes
-        },
-    );
+        });
     prop_oneof![4 => right, 1 => vec(any::<u8>(), 0..600)]
 }
 
@@ -135,6 +138,8 @@ fn inputs() -> impl Strategy<Value = Vec<Owned>> {
     let input = prop_oneof![
         4 => record().prop_map(Owned::Record),
         1 => any::<u16>().prop_map(Owned::Listening),
+        1 => (prop::sample::select(&Named::ALL[..]), any::<u64>(), vec(any::<u8>(), 0..50))
+            .prop_map(|(what, number, name)| Owned::Name(what, number, name)),
         2 => reading(),
     ];
     vec(input, 0..25)

@@ -78,6 +78,7 @@ impl<R: Read> Recording<R> {
         match input {
             Input::Record(_) => self.seen.records += 1,
             Input::Listening(_) => self.seen.listeners += 1,
+            Input::Name(..) => self.seen.names += 1,
             Input::Reading(..) => self.seen.readings += 1,
         }
         Ok(Some(input))
@@ -96,7 +97,7 @@ impl<R: Read> Recording<R> {
             Kind::Beginning => Err(self.frames.damaged("a second beginning")),
             Kind::End => {
                 let mut rest = self.content.as_slice();
-                for seen in [self.seen.records, self.seen.listeners, self.seen.readings] {
+                for seen in [self.seen.records, self.seen.listeners, self.seen.readings, self.seen.names] {
                     if get(&mut rest) != Ok(seen) {
                         return Err(self.frames.damaged("it counts other inputs than there were"));
                     }

@@ -50,6 +50,8 @@ pub(crate) struct Written {
     pub(crate) listeners: u64,
     /// Readings of the counters.
     pub(crate) readings: u64,
+    /// Names of users and control groups.
+    pub(crate) names: u64,
     /// Bytes of the file.
     pub(crate) bytes: u64,
 }
@@ -105,6 +107,7 @@ impl<W: Write> Recorder<W> {
             Input::Record(bytes) if bytes.len() > MOST_RECORD => return,
             Input::Record(_) => &mut self.written.records,
             Input::Listening(_) => &mut self.written.listeners,
+            Input::Name(..) => &mut self.written.names,
             Input::Reading(..) => &mut self.written.readings,
         };
         *count += 1;
@@ -125,7 +128,7 @@ impl<W: Write> Recorder<W> {
     pub(super) fn end(&mut self) -> Result<(), RecordingError> {
         self.flush()?;
         let mut counts = Vec::new();
-        for count in [self.written.records, self.written.listeners, self.written.readings] {
+        for count in [self.written.records, self.written.listeners, self.written.readings, self.written.names] {
             put(&mut counts, count);
         }
         let ended = self.frames.write(Kind::End, &counts);

@@ -20,8 +20,9 @@ pub(crate) fn adopt(
 ) -> Result<(), DaemonError> {
     let namespaces = namespaces::find(&config.netns);
     let mut walked = false;
-    for connections in [false, true] {
+    for (pass, connections) in (1..FIRST_PASS).zip([false, true]) {
         maps.adopt_connections(connections)?;
+        maps.set_files_pass(pass)?;
         let files = iterate::files(ebpf);
         let passes = namespaces.values().map(|path| (path.display().to_string(), iterate::sockets(ebpf, path)));
         for (where_, output) in std::iter::once(("all processes".to_owned(), files)).chain(passes) {
@@ -57,11 +58,15 @@ fn seed_listeners(inbox: &mut Inbox, maps: &mut Maps) -> Result<(), DaemonError>
     Ok(())
 }
 
+/// The passes over files before it are those at the start.
+const FIRST_PASS: u16 = 3;
+
 /// Reads what the tracepoints are silent about, at most so often that it takes a hundredth of a CPU.
 pub(crate) struct Walker {
     next_ns: u64,
     works: bool,
     next_owners_ns: u64,
+    pass: u16,
 }
 
 /// How often the owners of connections are looked for, ns.
@@ -72,17 +77,22 @@ const WALK_SHARE: u64 = 100;
 impl Walker {
     /// Has not walked yet.
     pub(crate) fn new() -> Self {
-        Self { next_ns: 0, works: true, next_owners_ns: sys::monotonic_ns() + OWNERS_NS }
+        Self { next_ns: 0, works: true, next_owners_ns: sys::monotonic_ns() + OWNERS_NS, pass: FIRST_PASS }
     }
 
-    /// Who holds the connections that were accepted since: no tracepoint runs in the process that does.
-    fn owners(&mut self, inbox: &mut Inbox, ebpf: &mut aya::Ebpf) {
+    /// Who holds the connections and listeners: those that nobody has read from yet, or whose holders changed.
+    fn owners(&mut self, inbox: &mut Inbox, maps: &mut Maps, ebpf: &mut aya::Ebpf) {
         let began = sys::monotonic_ns();
         if began < self.next_owners_ns {
             return;
         }
-        match iterate::files(ebpf) {
-            Ok(output) => iterate::records(&output).for_each(|record| inbox.take(record)),
+        let numbered = maps.set_files_pass(self.pass).map_err(std::io::Error::other);
+        match numbered.and_then(|()| iterate::files(ebpf)) {
+            Ok(output) => {
+                iterate::records(&output).for_each(|record| inbox.take(record));
+                // One that broke off has not seen every holder, and does not count.
+                self.pass = self.pass.wrapping_add(1);
+            }
             Err(error) => log::debug!("owners of accepted connections are not known: {error}"),
         }
         let took = sys::monotonic_ns() - began;
@@ -90,8 +100,8 @@ impl Walker {
     }
 
     /// To be called once a tick.
-    pub(crate) fn walk(&mut self, inbox: &mut Inbox, ebpf: &mut aya::Ebpf, interval: Duration) {
-        self.owners(inbox, ebpf);
+    pub(crate) fn walk(&mut self, inbox: &mut Inbox, maps: &mut Maps, ebpf: &mut aya::Ebpf, interval: Duration) {
+        self.owners(inbox, maps, ebpf);
         let began = sys::monotonic_ns();
         if !self.works || began < self.next_ns {
             return;

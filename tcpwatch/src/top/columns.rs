@@ -148,12 +148,32 @@ pub(crate) const COLUMNS: &[Column] = &[
     Column {
         name: "owner",
         title: "OWNER",
-        help: "name and number of the process that opened it",
+        help: "name and number of the process that owns it",
         width: 10,
         rank: 1,
         numeric: false,
         text: owner,
         key: |c| Key::Text(owner(c)),
+    },
+    Column {
+        name: "unit",
+        title: "UNIT",
+        help: "systemd unit of its owner",
+        width: 16,
+        rank: 9,
+        numeric: false,
+        text: |c| or_dash(c.owner.unit.as_deref()),
+        key: |c| Key::Text(or_dash(c.owner.unit.as_deref())),
+    },
+    Column {
+        name: "container",
+        title: "CONTAINER",
+        help: "id of its owner's container, 12 digits of it",
+        width: 12,
+        rank: 10,
+        numeric: false,
+        text: |c| or_dash(c.owner.container.as_deref().and_then(|id| id.get(..12))),
+        key: |c| Key::Text(or_dash(c.owner.container.as_deref())),
     },
 ];
 
@@ -205,6 +225,10 @@ fn owner(connection: &Connection) -> String {
         Some(pid) => format!("{}/{pid}", connection.comm),
         None => "-".to_owned(),
     }
+}
+
+fn or_dash(text: Option<&str>) -> String {
+    text.unwrap_or("-").to_owned()
 }
 
 fn duration(us: Option<u32>) -> String {

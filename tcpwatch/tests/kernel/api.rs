@@ -44,7 +44,7 @@ impl Daemon {
     }
 
     /// The lines that `path` answers, each an object.
-    fn ask(&self, path: &str) -> Result<Vec<Value>> {
+    pub(crate) fn ask(&self, path: &str) -> Result<Vec<Value>> {
         let mut answer = String::new();
         self.request(path)?.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;

@@ -1,12 +1,14 @@
 //! The real-kernel suite: the daemon as users run it, traffic in namespaces of its own, and the truth known from the
 //! set-up or from the namespaces' own counters. Needs root; where it cannot run, each test is reported as ignored.
 
+mod actor;
 mod api;
 mod connections;
 mod daemon;
 mod dashboard;
 mod operations;
 mod overflow;
+mod owners;
 mod prometheus;
 mod proof;
 mod recording;
@@ -19,6 +21,9 @@ use std::process::ExitCode;
 use tcpwatch_lab::harness;
 
 fn main() -> ExitCode {
+    if let Some(end) = actor::played() {
+        return end;
+    }
     let mut trials = Vec::new();
     trials.extend(connections::trials());
     trials.extend(resets::trials());
@@ -30,6 +35,7 @@ fn main() -> ExitCode {
     trials.extend(prometheus::trials());
     trials.extend(recording::trials());
     trials.extend(api::trials());
+    trials.extend(owners::trials());
     harness::run(trials)
 }
 
