@@ -5,6 +5,8 @@ use crate::wire::wire;
 
 /// Bytes of a task's name, `TASK_COMM_LEN`.
 pub const COMM_LEN: usize = 16;
+/// Bytes of the name of a congestion control, `TCP_CA_NAME_MAX`.
+pub const CONGESTION_LEN: usize = 16;
 
 wire! {
     /// Both ends of a connection. IPv4 addresses, also those of a dual-stack socket, are in their v4-mapped form
@@ -62,12 +64,18 @@ wire! {
         pub cwnd_min: u32,
         /// Largest congestion window at a sample since the last record, segments.
         pub cwnd_max: u32,
+        /// Congestion window at the last segment, segments.
+        pub cwnd_seen: u32,
+        /// `lsndtime` at the last segment: the jiffy in which data was last sent.
+        pub sent_at: u32,
         /// Non-zero since a retransmission: an unchanged srtt is then no evidence of an equal sample.
-        pub rtt_guard: u32,
+        pub rtt_guard: u8,
         /// 1 once the fields below have their first values.
-        pub begun: u32,
-        /// `segs_in + segs_out` at the last record: what did not change since has nothing new to tell.
-        pub told_segments: u32,
+        pub begun: u8,
+        /// Bits of [`crate::limits::zero`]: the windows that were zero at the last segment.
+        pub zero: u8,
+        /// Padding.
+        pub reserved: u8,
         /// Coarse histogram of the raw RTT samples.
         pub sketch: [u32; SKETCH_BUCKETS],
         /// When the SYN was sent, or the connection was first seen; ns of CLOCK_MONOTONIC.
@@ -80,6 +88,13 @@ wire! {
         pub flushed_received: u64,
         /// `data_segs_out` already in the group's counter, or not ours; wide, so that it can be exchanged atomically.
         pub flushed_segments: u64,
+        /// Jiffies limited by the congestion window (low half) and by the receive window (high half) that are already in the
+        /// group's counters, or not ours.
+        pub flushed_windows: u64,
+        /// The same for the send buffer (low half), and the jiffy of that flush (high half).
+        pub flushed_buffer: u64,
+        /// Jiffies with a zero window of the peer (low half) and of ours (high half) that are already in the group's counters.
+        pub flushed_zero: u64,
         /// Non-zero once somebody takes the baseline of a connection that is older than we: the iterators and tcp_probe
         /// may see it first at the same time.
         pub claimed: u64,
@@ -103,8 +118,16 @@ wire! {
         pub pid: u32,
         /// When the congestion state last changed, µs of CLOCK_MONOTONIC (wraps).
         pub ca_since_us: u32,
-        /// Time in Recovery, and in Loss, µs.
-        pub ca_us: [u32; 2],
+        /// Time in Disorder, CWR, Recovery and Loss, µs, the running interval left out.
+        pub ca_us: [u32; 4],
+        /// Jiffies with a zero window of the peer, and of ours; while it lasts, less the jiffy at which it began.
+        pub zero_jiffies: [u32; 2],
+        /// `segs_in + segs_out` at the last record: what did not change since has nothing new to tell.
+        pub told_segments: u32,
+        /// Times that the congestion window was reduced after a pause.
+        pub idle_restarts: u32,
+        /// Times that the peer's window became zero, and ours; as many as fit.
+        pub zero_windows: [u16; 2],
         /// Congestion state at the last change.
         pub ca_state: u8,
         /// [`crate::state::Direction`].
@@ -113,8 +136,6 @@ wire! {
         pub flags: u8,
         /// State that is in the gauge for this socket; 0 for none.
         pub gauged: u8,
-        /// Padding.
-        pub reserved: u32,
         /// Name of the process that owns it.
         pub comm: [u8; COMM_LEN],
         /// Id of the owner's control group, of the socket's while no owner is known; 0 for none.
@@ -148,15 +169,21 @@ impl Conn {
         rtt_max_us: 0,
         cwnd_min: u32::MAX,
         cwnd_max: 0,
+        cwnd_seen: 0,
+        sent_at: 0,
         rtt_guard: 0,
         begun: 0,
-        told_segments: 0,
+        zero: 0,
+        reserved: 0,
         sketch: [0; SKETCH_BUCKETS],
         started_ns: 0,
         established_ns: 0,
         flushed_sent: 0,
         flushed_received: 0,
         flushed_segments: 0,
+        flushed_windows: 0,
+        flushed_buffer: 0,
+        flushed_zero: 0,
         claimed: 0,
         flushed_dsacks: 0,
         retrans_seen: 0,
@@ -168,12 +195,15 @@ impl Conn {
         recoveries: [0; 2],
         pid: 0,
         ca_since_us: 0,
-        ca_us: [0; 2],
+        ca_us: [0; 4],
+        zero_jiffies: [0; 2],
+        told_segments: 0,
+        idle_restarts: 0,
+        zero_windows: [0; 2],
         ca_state: 0,
         direction: 0,
         flags: 0,
         gauged: 0,
-        reserved: 0,
         comm: [0; COMM_LEN],
         cgroup: 0,
         owner_uid: 0,

@@ -5,6 +5,7 @@
 
 use crate::close::CloseCause;
 use crate::hist::{LOG2_BUCKETS, RTT_BUCKETS};
+use crate::limits::{LIMITS, SIDES};
 use crate::reset::{REASONS, ResetCause, ResetOrigin};
 use crate::retransmit::RetransmitCause;
 use crate::state::{Direction, STATES};
@@ -29,7 +30,7 @@ pub mod slot {
 
 /// Words of one group in the map of counters.
 pub mod group {
-    use super::{CloseCause, LOG2_BUCKETS, ResetCause, ResetOrigin, RetransmitCause, STATES};
+    use super::{CloseCause, LIMITS, LOG2_BUCKETS, ResetCause, ResetOrigin, RetransmitCause, SIDES, STATES};
 
     /// Connections that reached ESTABLISHED.
     pub const OPENED: usize = 0;
@@ -49,7 +50,15 @@ pub mod group {
     pub const HANDSHAKE_SUM: usize = 7;
     /// Sum of the durations of closed connections, µs.
     pub const DURATION_SUM: usize = 8;
-    const CLOSED: usize = 9;
+    /// Times that a congestion window was reduced after a pause.
+    pub const IDLE_RESTARTS: usize = 9;
+    /// Jiffies of connections, by what limited them: the order of [`LIMITS`].
+    pub const LIMITED: usize = 10;
+    /// Times that a receive window became zero, by whose: the order of [`SIDES`].
+    pub const ZERO_WINDOWS: usize = LIMITED + LIMITS.len();
+    /// Jiffies with a zero window, by whose.
+    pub const ZERO_JIFFIES: usize = ZERO_WINDOWS + SIDES.len();
+    const CLOSED: usize = ZERO_JIFFIES + SIDES.len();
     const RETRANSMITS: usize = CLOSED + CloseCause::ALL.len();
     const RESETS: usize = RETRANSMITS + RetransmitCause::ALL.len();
     const RECEIVED: usize = RESETS + ResetOrigin::ALL.len() * ResetCause::ALL.len();
@@ -252,9 +261,13 @@ mod tests {
             group::SPURIOUS,
             group::HANDSHAKE_SUM,
             group::DURATION_SUM,
+            group::IDLE_RESTARTS,
         ] {
             add(word);
         }
+        (0..LIMITS.len()).for_each(|by| add(group::LIMITED + by));
+        (0..SIDES.len()).for_each(|side| add(group::ZERO_WINDOWS + side));
+        (0..SIDES.len()).for_each(|side| add(group::ZERO_JIFFIES + side));
         for cause in CloseCause::ALL {
             add(group::closed(cause));
         }

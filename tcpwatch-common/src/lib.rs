@@ -11,6 +11,7 @@ pub mod conn;
 pub mod counters;
 pub mod hist;
 pub mod layout;
+pub mod limits;
 pub mod owner;
 pub mod record;
 pub mod reset;

@@ -1,6 +1,6 @@
 //! The records of the ring buffer. Each repeats what is cumulative, so that a lost one costs freshness and no more.
 
-use crate::conn::{COMM_LEN, ConnKey};
+use crate::conn::{COMM_LEN, CONGESTION_LEN, ConnKey};
 use crate::hist::SKETCH_BUCKETS;
 use crate::wire::{Wire, wire};
 
@@ -86,6 +86,8 @@ wire! {
         pub bytes_received: u64,
         /// Sum of the raw RTT samples, µs.
         pub rtt_sum_us: u64,
+        /// Rate at which the kernel paces, bytes a second; all ones means that it does not.
+        pub pacing_rate: u64,
         /// Both ends.
         pub key: ConnKey,
         /// Group slot.
@@ -164,8 +166,43 @@ wire! {
         pub unacked_bytes: u32,
         /// Times in Recovery, and in Loss.
         pub recoveries: [u32; 2],
-        /// Time in Recovery, and in Loss, µs.
-        pub ca_us: [u32; 2],
+        /// Time in Disorder, CWR, Recovery and Loss, µs.
+        pub ca_us: [u32; 4],
+        /// Jiffies with data to send, limited by the congestion window, by the peer's receive window, by the send buffer:
+        /// the kernel's chronographs, the running interval included.
+        pub limited_jiffies: [u32; 3],
+        /// Times that the peer's window became zero, and ours.
+        pub zero_windows: [u32; 2],
+        /// Jiffies with a zero window of the peer, and of ours.
+        pub zero_jiffies: [u32; 2],
+        /// Times that the congestion window was reduced after a pause (RFC 2861).
+        pub idle_restarts: u32,
+        /// Segments delivered in the interval of the last delivery rate sample.
+        pub rate_delivered: u32,
+        /// That interval, µs.
+        pub rate_interval_us: u32,
+        /// Segments delivered with an ECN congestion mark.
+        pub delivered_ce: u32,
+        /// Maximum segment size that we announced, bytes.
+        pub advmss: u32,
+        /// Memory of what waits to be sent or acknowledged, bytes.
+        pub queued_bytes: u32,
+        /// The most of it that the send buffer allows, bytes.
+        pub send_buffer: u32,
+        /// RTT as estimated from received data, µs.
+        pub rcv_rtt_us: u32,
+        /// Space that the receive buffer is tuned for, bytes.
+        pub rcv_space: u32,
+        /// Reordering that the sender reckons with, segments.
+        pub reordering: u32,
+        /// Reorderings seen.
+        pub reord_seen: u32,
+        /// Segments marked lost so far.
+        pub lost: u32,
+        /// Jiffies since the last ACK was received.
+        pub since_ack_jiffies: u32,
+        /// Jiffies since data was last sent.
+        pub since_sent_jiffies: u32,
         /// `sk_err`.
         pub sk_err: i32,
         /// State after the event.
@@ -182,8 +219,16 @@ wire! {
         pub backoff: u8,
         /// [`crate::close::CloseCause`] of a close.
         pub cause: u8,
+        /// Zero-window or keepalive probes that were not answered.
+        pub probes_out: u8,
+        /// Bits of `ecn_flags`, see [`crate::limits::ecn`].
+        pub ecn_flags: u8,
+        /// Bits of [`crate::limits::application`].
+        pub application: u8,
         /// Padding.
-        pub reserved: u8,
+        pub reserved: [u8; 2],
+        /// Name of the congestion control.
+        pub congestion: [u8; CONGESTION_LEN],
         /// Id of the owner's control group, of the socket's while no owner is known; 0 for none.
         pub cgroup: u64,
         /// Effective user of the owner.
@@ -385,7 +430,7 @@ mod tests {
                 core::mem::offset_of!(ConnRecord, sketch),
                 core::mem::offset_of!(ResetRecord, reason),
             ],
-            [16, 512, 104, 96, 128, 80, 352, 72]
+            [16, 632, 104, 96, 128, 88, 472, 72]
         );
     }
 
@@ -395,12 +440,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..700)) {
+        fn any_bytes_decode_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..900)) {
             let _outcome = decode(&bytes);
         }
 
         #[test]
-        fn any_body_of_a_right_header_comes_back(kind in 1_u16..=7, body in proptest::collection::vec(any::<u8>(), 600)) {
+        fn any_body_of_a_right_header_comes_back(kind in 1_u16..=7, body in proptest::collection::vec(any::<u8>(), 800)) {
             let kind = Kind::from_u16(kind).unwrap();
             let len = match kind {
                 Kind::Open | Kind::Sample | Kind::Close => size_of::<ConnRecord>(),

@@ -6,14 +6,16 @@ use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::{COMM_LEN, Conn, ConnKey};
 use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, netns, setting, slot};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, rtt_bucket, sketch_bucket};
+use tcpwatch_common::limits::application;
 use tcpwatch_common::owner;
 use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, ListenerRecord};
 use tcpwatch_common::retransmit::RetransmitCause;
-use tcpwatch_common::rtt::raw_sample;
+use tcpwatch_common::rtt::sample;
 use tcpwatch_common::state::{Direction, TcpState, ca_state};
 
 use crate::add::{atomic_add, exchange};
 use crate::config::{DETAIL_PER_SECOND, HZ, frozen};
+use crate::limits;
 use crate::maps::{DISTS, EVENTS, GAUGES, GROUPS, LOSSES, NAMESPACES, SERVICES, SETTINGS, TOKENS, Tokens};
 use crate::sock::{TcpSock, jiffies};
 
@@ -187,7 +189,7 @@ pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn) {
     }
     conn.delivered = delivered;
     conn.srtt = srtt;
-    let Some(us) = raw_sample(old, srtt) else { return };
+    let Some(us) = sample(sock.rack_rtt_us(), old, srtt) else { return };
     let cwnd = sock.snd_cwnd();
     let bucket = rtt_bucket(us);
     conn.rtt_samples += 1;
@@ -247,6 +249,7 @@ pub fn flush_traffic(sock: TcpSock, conn: &mut Conn) {
     move_over(&mut conn.flushed_sent, sock.bytes_sent(), group::SENT_BYTES);
     move_over(&mut conn.flushed_received, sock.payload_received(), group::RECEIVED_BYTES);
     move_over(&mut conn.flushed_segments, u64::from(sock.data_segs_out()), group::SENT_SEGMENTS);
+    limits::flush(sock, conn, &group);
 }
 
 /// The same, and what only a program that holds the socket's lock may settle: retransmissions and duplicates.
@@ -267,16 +270,25 @@ pub fn flush(sock: TcpSock, conn: &mut Conn) {
         };
         attribute(sock.netns(), conn, &group, cause, retransmitted);
     }
-    // A duplicate that the network made is reported like a needless retransmission: never more than we sent again.
+    let reported = dsacks.wrapping_sub(conn.flushed_dsacks);
+    conn.flushed_dsacks = dsacks;
+    if reported != 0 {
+        prove_needless(conn, reported);
+    }
+}
+
+/// Counts segments that were sent again without need. A duplicate that the network made is reported in the same way: never
+/// more than we sent again.
+#[inline(always)]
+pub fn prove_needless(conn: &mut Conn, segments: u32) {
     let mut again = 0;
     for n in conn.retrans {
         again += n;
     }
-    let proven = dsacks.wrapping_sub(conn.flushed_dsacks).min(again.saturating_sub(conn.spurious));
-    conn.flushed_dsacks = dsacks;
+    let proven = segments.min(again.saturating_sub(conn.spurious));
     if proven != 0 {
         conn.spurious += proven;
-        group.add(group::SPURIOUS, u64::from(proven));
+        count(conn.slot, group::SPURIOUS, u64::from(proven));
     }
 }
 
@@ -337,6 +349,8 @@ pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction) {
     if conn.cgroup == 0 {
         conn.cgroup = sock.cgroup();
     }
+    conn.ca_since_us = (conn.started_ns / 1000) as u32;
+    limits::begin(sock, conn);
     conn.begun = 1;
 }
 
@@ -388,6 +402,18 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
     let (snd_una, snd_nxt, write_seq) = (sock.snd_una(), sock.snd_nxt(), sock.write_seq());
     let mut key = ConnKey::EMPTY;
     sock.write_key(&mut key);
+    let now = limits::jiffies32();
+    let (zero_windows, zero_jiffies) = limits::zero_windows(sock, conn, now);
+    let mut ca_us = conn.ca_us;
+    if conn.ca_state != ca_state::OPEN {
+        let spent = ((now_ns() / 1000) as u32).wrapping_sub(conn.ca_since_us);
+        let index = usize::from(conn.ca_state - 1) & 3;
+        ca_us[index] = ca_us[index].wrapping_add(spent);
+    }
+    let busy = if sock.app_limited() != 0 { application::LIMITS_NOW } else { 0 };
+    let rate = if sock.rate_app_limited() { application::LIMITED_RATE } else { 0 };
+    // SAFETY: a field of the record, of 16 bytes.
+    unsafe { (&raw mut (*r).congestion).cast::<[u64; 2]>().write_unaligned(sock.congestion()) };
     set! {
         header: header::<ConnRecord>(moment.kind);
         cookie: sock.cookie();
@@ -398,6 +424,7 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         bytes_acked: sock.bytes_acked();
         bytes_received: sock.bytes_received();
         rtt_sum_us: conn.rtt_sum_us;
+        pacing_rate: sock.sk_pacing_rate();
         key: key;
         slot: conn.slot;
         generation: conn.generation;
@@ -437,7 +464,24 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         unsent_bytes: write_seq.wrapping_sub(snd_nxt);
         unacked_bytes: snd_nxt.wrapping_sub(snd_una);
         recoveries: conn.recoveries;
-        ca_us: conn.ca_us;
+        ca_us: ca_us;
+        limited_jiffies: limits::chronographs(sock, now);
+        zero_windows: zero_windows;
+        zero_jiffies: zero_jiffies;
+        idle_restarts: conn.idle_restarts;
+        rate_delivered: sock.rate_delivered();
+        rate_interval_us: sock.rate_interval_us();
+        delivered_ce: sock.delivered_ce();
+        advmss: u32::from(sock.advmss());
+        queued_bytes: sock.sk_wmem_queued();
+        send_buffer: sock.sk_sndbuf();
+        rcv_rtt_us: sock.rcv_rtt_us() >> 3;
+        rcv_space: sock.rcv_space();
+        reordering: sock.reordering();
+        reord_seen: sock.reord_seen();
+        lost: sock.lost();
+        since_ack_jiffies: now.wrapping_sub(sock.rcv_tstamp());
+        since_sent_jiffies: now.wrapping_sub(sock.lsndtime());
         sk_err: sock.sk_err();
         state: moment.state;
         old_state: moment.old_state;
@@ -446,12 +490,15 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         ca_state: sock.ca_state();
         backoff: sock.icsk_backoff();
         cause: moment.cause;
-        reserved: 0;
         cgroup: conn.cgroup;
         owner_uid: conn.owner_uid;
         owner_kind: conn.owner_kind;
         owner_flags: if sock.is_orphan() { owner::flag::ORPHAN } else { 0 };
         owner_reserved: 0;
+        probes_out: sock.icsk_probes_out();
+        ecn_flags: sock.ecn_flags();
+        application: busy | rate;
+        reserved: [0; 2];
         comm: conn.comm;
         sketch: conn.sketch;
     }

@@ -11,6 +11,7 @@ pub mod add;
 pub mod config;
 pub mod emit;
 pub mod kernel;
+pub mod limits;
 pub mod maps;
 pub mod owner;
 pub mod probes;

@@ -101,15 +101,110 @@ impl TcpSock {
         data_segs_out: u32;
         delivered: u32;
         mss_cache: u32;
+        advmss: u16;
+        rack_rtt_us: u32;
+        lsndtime: u32;
+        rcv_tstamp: u32;
+        chrono_start: u32;
+        app_limited: u32;
+        rate_delivered: u32;
+        rate_interval_us: u32;
+        ecn_flags: u8;
+        delivered_ce: u32;
+        rcv_rtt_us: u32;
+        rcv_space: u32;
+        reordering: u32;
+        reord_seen: u32;
+        lost: u32;
+        undo_marker: u32;
+        undo_retrans: i32;
+        sk_pacing_rate: u64;
+        sk_sndbuf: u32;
+        sk_wmem_queued: u32;
+        icsk_probes_out: u8;
+        icsk_lrcvtime: u32;
+    }
+
+    /// Reads a field that is a bit field on some kernels, and a byte on others.
+    #[inline(always)]
+    fn read_bits(self, field: &'static Field) -> u8 {
+        let byte: u8 = self.read(field);
+        let (shift, bits) = (crate::config::frozen(&field.shift), crate::config::frozen(&field.bits));
+        if bits == 0 { byte } else { (byte >> (shift & 7)) & ((1_u16 << (bits & 15)) - 1) as u8 }
+    }
+
+    /// `chrono_type`: which chronograph runs, 0 for none.
+    #[inline(always)]
+    pub fn chrono_type(self) -> u8 {
+        self.read_bits(&LAYOUT.chrono_type)
+    }
+
+    /// `chrono_stat[i]`, jiffies, without the running interval; `i` is below 3.
+    #[inline(always)]
+    pub fn chrono_stat(self, i: usize) -> u32 {
+        let at = offset(&LAYOUT.chrono_stat);
+        if at == ABSENT {
+            return 0;
+        }
+        // SAFETY: as in `read`, within the array.
+        unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at) + 4 * i).cast::<u32>()) }
+    }
+
+    /// `rate_app_limited`.
+    #[inline(always)]
+    pub fn rate_app_limited(self) -> bool {
+        self.read_bits(&LAYOUT.rate_app_limited) != 0
+    }
+
+    /// Whether both ends agreed on SACK.
+    #[inline(always)]
+    pub fn sack_ok(self) -> bool {
+        self.read_bits(&LAYOUT.sack_ok) != 0
+    }
+
+    /// The operations of its congestion control; `None` where they cannot be read.
+    #[inline(always)]
+    fn congestion_ops(self) -> Option<*const u8> {
+        let at = offset(&LAYOUT.icsk_ca_ops);
+        if at == ABSENT {
+            return None;
+        }
+        // SAFETY: a typed load of a pointer, checked by the verifier.
+        let ops = unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at)).cast::<*const u8>()) };
+        if ops.is_null() { None } else { Some(ops) }
+    }
+
+    /// The name of its congestion control.
+    #[inline(always)]
+    pub fn congestion(self) -> [u64; 2] {
+        let at = usize::from(offset(&LAYOUT.ca_name));
+        match self.congestion_ops() {
+            // SAFETY: two typed loads within the array of 16 bytes.
+            Some(ops) if at != usize::from(ABSENT) => unsafe {
+                let from = ops.add(at).cast::<u64>();
+                [ptr::read_volatile(from), ptr::read_volatile(from.add(1))]
+            },
+            _ => [0; 2],
+        }
+    }
+
+    /// Whether its congestion control decides about the window itself, as bbr does (`cong_control`).
+    #[inline(always)]
+    pub fn has_own_control(self) -> bool {
+        let at = usize::from(offset(&LAYOUT.ca_cong_control));
+        match self.congestion_ops() {
+            // SAFETY: a typed load of a pointer.
+            Some(ops) if at != usize::from(ABSENT) => unsafe {
+                !ptr::read_volatile(ops.add(at).cast::<*const u8>()).is_null()
+            },
+            _ => false,
+        }
     }
 
     /// `icsk_ca_state`, a bit field.
     #[inline(always)]
     pub fn ca_state(self) -> u8 {
-        let byte: u8 = self.read(&LAYOUT.icsk_ca_state);
-        let (shift, bits) =
-            (crate::config::frozen(&LAYOUT.icsk_ca_state.shift), crate::config::frozen(&LAYOUT.icsk_ca_state.bits));
-        if bits == 0 { byte } else { (byte >> (shift & 7)) & ((1_u16 << (bits & 15)) - 1) as u8 }
+        self.read_bits(&LAYOUT.icsk_ca_state)
     }
 
     /// Payload bytes received in order. The kernel's `bytes_received` counts a FIN as a byte, and `SOCK_DONE` is set by

@@ -156,6 +156,14 @@ pub fn congestion(socket: &impl AsFd) -> Result<String> {
     Ok(String::from_utf8_lossy(&name[..end]).into_owned())
 }
 
+/// Limits the memory of what a socket has to send; the kernel doubles the number (`SO_SNDBUF`).
+///
+/// # Errors
+/// When the socket is no socket any more.
+pub fn set_send_buffer(socket: &impl AsFd, bytes: usize) -> Result<()> {
+    SockRef::from(socket).set_send_buffer_size(bytes).context("cannot set SO_SNDBUF")
+}
+
 /// Makes the next close of a socket abort its connection with RST (`SO_LINGER` on, 0 seconds).
 ///
 /// # Errors

@@ -1,9 +1,12 @@
-//! tcp_cong_state_set: time spent in Recovery and in Loss.
+//! tcp_cong_state_set: time spent in each congestion state, and reductions that the kernel took back.
 
 use aya_ebpf::programs::BtfTracePointContext;
+use tcpwatch_common::conn::Conn;
+use tcpwatch_common::layout::ABSENT;
 use tcpwatch_common::state::ca_state;
 
-use crate::emit::now_ns;
+use crate::config::{LAYOUT, offset};
+use crate::emit::{self, now_ns};
 use crate::sock::TcpSock;
 
 /// Closes the account of the old state and opens that of the new one.
@@ -17,13 +20,12 @@ pub fn handle(ctx: &BtfTracePointContext) {
         return;
     }
     let now_us = (now_ns() / 1000) as u32;
-    // Wraps after 71 minutes, longer than any recovery lasts.
-    let spent = now_us.wrapping_sub(conn.ca_since_us);
-    match conn.ca_state {
-        ca_state::RECOVERY => conn.ca_us[0] += spent,
-        ca_state::LOSS => conn.ca_us[1] += spent,
-        _ => {}
+    if conn.ca_state != ca_state::OPEN {
+        // Wraps after 71 minutes, longer than any recovery lasts.
+        let index = usize::from(conn.ca_state - 1) & 3;
+        conn.ca_us[index] = conn.ca_us[index].wrapping_add(now_us.wrapping_sub(conn.ca_since_us));
     }
+    needless(sock, conn, new);
     match new {
         ca_state::RECOVERY => conn.recoveries[0] += 1,
         ca_state::LOSS => conn.recoveries[1] += 1,
@@ -32,4 +34,18 @@ pub fn handle(ctx: &BtfTracePointContext) {
     conn.ca_state = new;
     conn.ca_since_us = now_us;
     conn.rtt_guard = 1;
+    // The window that a recovery leaves behind was not made by a pause.
+    conn.cwnd_seen = sock.snd_cwnd();
+}
+
+/// What was sent again without need, where the receiver cannot say so by DSACK: the kernel found out from a timestamp, or
+/// because the ACKs of the original segments came (RFC 3522, RFC 5682), and has taken its reduction back.
+#[inline(always)]
+fn needless(sock: TcpSock, conn: &mut Conn, new: u8) {
+    let recovered = conn.ca_state >= ca_state::RECOVERY && new < ca_state::CWR;
+    if !recovered || sock.sack_ok() || sock.undo_marker() != 0 || offset(&LAYOUT.undo_marker) == ABSENT {
+        return;
+    }
+    let segments = sock.undo_retrans().max(0) as u32;
+    emit::prove_needless(conn, segments);
 }

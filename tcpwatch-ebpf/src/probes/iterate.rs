@@ -198,11 +198,12 @@ pub unsafe fn storage(ctx: *const StorageContext) {
     if conn.begun == 0 || state == CLOSE || conn.flags & flag::CLOSED != 0 || now < conn.next_emit {
         return;
     }
+    // An idle connection has nothing to tell, but its time passes.
+    emit::flush_traffic(sock, conn);
     let activity = emit::activity(sock);
     if activity == conn.told_segments {
         return;
     }
-    emit::flush_traffic(sock, conn);
     if write_connection(meta, sock, conn, state) {
         conn.told_segments = activity;
         conn.next_emit = emit::next_sample(now);

@@ -8,6 +8,7 @@ use tcpwatch_common::state::Direction;
 
 use crate::config::{LAYOUT, TICK_MODE, frozen, offset, watched};
 use crate::emit::{self, Moment};
+use crate::limits;
 use crate::maps::{ADMITTED, ADMITTED_ENTRIES};
 use crate::sock::{TcpSock, direction_by_port, jiffies};
 
@@ -28,6 +29,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
         }
     };
     emit::observe::<true>(sock, conn);
+    limits::watch::<true>(sock, conn);
     if now >= conn.next_emit {
         sample(sock, conn, now);
     }

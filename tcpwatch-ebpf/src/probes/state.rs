@@ -15,6 +15,7 @@ use tcpwatch_common::state::{Direction, TcpState};
 use crate::add::{atomic_add, exchange};
 use crate::config::watched;
 use crate::emit::{self, Group, Moment};
+use crate::limits;
 use crate::maps::{CLOSING, Closing, LISTENERS, SOCKETS};
 use crate::owner::Owner;
 use crate::sock::{TcpSock, direction_by_port, jiffies, listener_key};
@@ -86,6 +87,8 @@ fn established(sock: TcpSock, old: u8) {
     conn.srtt = sock.srtt_us();
     conn.delivered = sock.delivered();
     conn.established_ns = emit::now_ns();
+    // The handshake limits nobody.
+    limits::begin(sock, conn);
     conn.flags |= flag::COUNTED;
     conn.next_emit = emit::next_sample(jiffies());
     emit::gauge(conn, ESTABLISHED);
@@ -117,6 +120,7 @@ fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
 /// that many samples may lie between two readings, of which none can be told.
 #[inline(always)]
 fn last_sample(sock: TcpSock, conn: &mut Conn, old: u8) {
+    limits::watch::<false>(sock, conn);
     if old == ESTABLISHED {
         emit::observe::<false>(sock, conn);
     } else {

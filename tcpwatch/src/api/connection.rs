@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tcpwatch_common::close::flag;
 use tcpwatch_common::hist::{quantile, sketch_lower};
+use tcpwatch_common::limits::{application, ecn};
 use tcpwatch_common::record::ConnRecord;
 use tcpwatch_common::state::{Direction, ca_state};
 
@@ -19,6 +20,8 @@ type Name = Cow<'static, str>;
 
 /// `snd_ssthresh` of a connection that has none yet (`TCP_INFINITE_SSTHRESH`, include/net/tcp.h).
 const NO_SSTHRESH: u32 = 0x7fff_ffff;
+/// `sk_pacing_rate` of a connection that is not paced (`~0UL`).
+const NOT_PACED: u64 = u64::MAX;
 
 /// One line of `/api/v1/connections`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -61,6 +64,10 @@ pub(crate) struct Connection {
     pub(crate) rtt_deviation_us: Option<u32>,
     /// Smallest RTT in the kernel's window.
     pub(crate) min_rtt_us: Option<u32>,
+    /// Smoothed RTT over the smallest: what queues on the path add, and delayed ACKs.
+    pub(crate) queueing_delay_us: Option<u32>,
+    /// RTT as a receiver estimates it, from the data that fills its window. Never mixed with the others.
+    pub(crate) receiver_rtt_us: Option<u32>,
     /// Last raw sample.
     pub(crate) last_rtt_us: Option<u32>,
     /// RTT of the handshake.
@@ -75,16 +82,42 @@ pub(crate) struct Connection {
     pub(crate) in_flight_segments: u32,
     /// Sent and believed lost.
     pub(crate) lost_segments: u32,
+    /// Segments marked lost so far, wrongly or not.
+    pub(crate) lost_segments_total: u32,
+    /// Sent, selectively acknowledged, and not yet acknowledged as a whole.
+    pub(crate) sacked_segments: u32,
+    /// Sent again and not acknowledged.
+    pub(crate) retransmitted_in_flight_segments: u32,
+    /// Reordering that the sender reckons with before it takes a segment for lost.
+    pub(crate) reordering_segments: u32,
+    /// Reorderings seen.
+    pub(crate) reorderings_seen: u32,
     /// How the sender judges the path.
     pub(crate) congestion_state: Name,
+    /// Delivery rate at the last sample of it; null before the first.
+    pub(crate) delivery_rate_bytes_per_second: Option<u64>,
+    /// The application limited that sample: the path can do more.
+    pub(crate) delivery_rate_application_limited: bool,
+    /// Rate at which the kernel paces; null when it does not.
+    pub(crate) pacing_rate_bytes_per_second: Option<u64>,
+    /// Both ends agreed on ECN.
+    pub(crate) ecn: bool,
+    /// A segment with an ECN mark came in.
+    pub(crate) ecn_seen: bool,
+    /// Segments delivered with a congestion mark, as the peer tells.
+    pub(crate) ce_delivered_segments: u32,
     /// The peer's receive window.
     pub(crate) send_window_bytes: u32,
     /// Our receive window.
     pub(crate) receive_window_bytes: u32,
     /// Sending maximum segment size.
     pub(crate) mss_bytes: u32,
+    /// Maximum segment size that we announced.
+    pub(crate) advertised_mss_bytes: u32,
+    /// Name of the congestion control; null where the kernel does not tell.
+    pub(crate) congestion_control: Option<String>,
     /// Retransmission timeout.
-    pub(crate) rto_ms: u64,
+    pub(crate) rto_us: u64,
     /// Consecutive doublings of it.
     pub(crate) rto_backoff: u8,
     /// Payload sent, retransmissions included.
@@ -109,18 +142,58 @@ pub(crate) struct Connection {
     pub(crate) retransmit_failures: u32,
     /// Times in Recovery.
     pub(crate) recoveries: u32,
-    /// Time in it.
-    pub(crate) recovery_us: u32,
     /// Times in Loss.
     pub(crate) losses: u32,
-    /// Time in it.
+    /// Time in Open: all the time since it is watched that is not in one of the following.
+    pub(crate) open_us: u64,
+    /// Time in Disorder.
+    pub(crate) disorder_us: u32,
+    /// Time in CWR: after ECN, or congestion in this host.
+    pub(crate) cwr_us: u32,
+    /// Time in Recovery.
+    pub(crate) recovery_us: u32,
+    /// Time in Loss.
     pub(crate) loss_us: u32,
+    /// Time with data to send, by the kernel's chronographs: the sum of the next three.
+    pub(crate) busy_us: u64,
+    /// Of it, limited by the congestion window, or by the path.
+    pub(crate) congestion_window_limited_us: u64,
+    /// Of it, limited by the peer's receive window.
+    pub(crate) receive_window_limited_us: u64,
+    /// Of it, limited by our send buffer.
+    pub(crate) send_buffer_limited_us: u64,
+    /// Time since ESTABLISHED without data to send; null when it is not known since when.
+    pub(crate) application_limited_us: Option<u64>,
+    /// The application limits it now.
+    pub(crate) application_limited: bool,
+    /// Times that the peer's receive window became zero.
+    pub(crate) peer_zero_windows: u32,
+    /// Time that it was.
+    pub(crate) peer_zero_window_us: u64,
+    /// Times that our receive window became zero.
+    pub(crate) local_zero_windows: u32,
+    /// Time that it was.
+    pub(crate) local_zero_window_us: u64,
+    /// Times that the congestion window was reduced after a pause.
+    pub(crate) idle_restarts: u32,
+    /// Probes of a closed window, or keepalives, that were not answered.
+    pub(crate) unanswered_probes: u8,
+    /// Since the last ACK came in.
+    pub(crate) since_ack_ms: u64,
+    /// Since data was last sent.
+    pub(crate) since_sent_ms: u64,
     /// Received and not read by the application.
     pub(crate) unread_bytes: u32,
     /// Written and not sent.
     pub(crate) unsent_bytes: u32,
     /// Sent and not acknowledged.
     pub(crate) unacked_bytes: u32,
+    /// Memory of what waits to be sent or acknowledged.
+    pub(crate) send_queue_memory_bytes: u32,
+    /// The most of it that the send buffer allows.
+    pub(crate) send_buffer_bytes: u32,
+    /// What the receive buffer is tuned for in a round trip.
+    pub(crate) receive_space_bytes: u32,
 }
 
 /// RTT quantiles of a connection's raw samples.
@@ -155,7 +228,17 @@ impl Connection {
         let known = |us: u32| (us > 0 && us != u32::MAX).then_some(us);
         let [fast, timeout, tail_loss_probe, syn, syn_ack, other] = record.retrans;
         let [recoveries, losses] = record.recoveries;
-        let [recovery_us, loss_us] = record.ca_us;
+        let [disorder_us, cwr_us, recovery_us, loss_us] = record.ca_us;
+        let ticks = u64::from(moment.ticks_per_second.max(1));
+        let us = |jiffies: u32| u64::from(jiffies) * 1_000_000 / ticks;
+        let ms = |jiffies: u32| u64::from(jiffies) * 1000 / ticks;
+        let [congestion_limited, receive_limited, buffer_limited] = record.limited_jiffies.map(us);
+        let busy_us = congestion_limited + receive_limited + buffer_limited;
+        let since_us = |since_ns: u64| record.header.ktime_ns.saturating_sub(since_ns) / 1000;
+        let watched_us = since_us(if record.established_ns == 0 { record.started_ns } else { record.established_ns });
+        let disturbed_us = record.ca_us.into_iter().map(u64::from).sum();
+        let [peer_zero_windows, local_zero_windows] = record.zero_windows;
+        let [peer_zero_window_us, local_zero_window_us] = record.zero_jiffies.map(us);
         let gone = record.sacked_out.saturating_add(record.lost_out);
         Self {
             cookie: record.cookie,
@@ -177,6 +260,10 @@ impl Connection {
             srtt_us: known(record.srtt_us),
             rtt_deviation_us: known(record.srtt_us).map(|_| record.mdev_us),
             min_rtt_us: known(record.min_rtt_us),
+            queueing_delay_us: known(record.srtt_us)
+                .zip(known(record.min_rtt_us))
+                .map(|(smoothed, smallest)| smoothed.saturating_sub(smallest)),
+            receiver_rtt_us: known(record.rcv_rtt_us),
             last_rtt_us: (record.rtt_samples > 0).then_some(record.rtt_last_us),
             handshake_us: known(record.handshake_us),
             rtt_quantiles: quantiles(record),
@@ -185,11 +272,24 @@ impl Connection {
             // `tcp_packets_in_flight`.
             in_flight_segments: record.packets_out.saturating_sub(gone).saturating_add(record.retrans_out),
             lost_segments: record.lost_out,
+            lost_segments_total: record.lost,
+            sacked_segments: record.sacked_out,
+            retransmitted_in_flight_segments: record.retrans_out,
+            reordering_segments: record.reordering,
+            reorderings_seen: record.reord_seen,
             congestion_state: ca_state::name(record.ca_state).into(),
+            delivery_rate_bytes_per_second: delivery_rate(record),
+            delivery_rate_application_limited: record.application & application::LIMITED_RATE != 0,
+            pacing_rate_bytes_per_second: (1..NOT_PACED).contains(&record.pacing_rate).then_some(record.pacing_rate),
+            ecn: record.ecn_flags & ecn::NEGOTIATED != 0,
+            ecn_seen: record.ecn_flags & ecn::SEEN != 0,
+            ce_delivered_segments: record.delivered_ce,
             send_window_bytes: record.snd_wnd,
             receive_window_bytes: record.rcv_wnd,
             mss_bytes: record.mss,
-            rto_ms: u64::from(record.rto_jiffies) * 1000 / u64::from(moment.ticks_per_second.max(1)),
+            advertised_mss_bytes: record.advmss,
+            congestion_control: Some(printable(&record.congestion)).filter(|name| !name.is_empty()),
+            rto_us: us(record.rto_jiffies),
             rto_backoff: record.backoff,
             sent_bytes: record.bytes_sent,
             acked_bytes: record.bytes_acked,
@@ -202,12 +302,32 @@ impl Connection {
             spurious_retransmits: record.spurious,
             retransmit_failures: record.retrans_failed,
             recoveries,
-            recovery_us,
             losses,
+            open_us: watched_us.saturating_sub(disturbed_us),
+            disorder_us,
+            cwr_us,
+            recovery_us,
             loss_us,
+            busy_us,
+            congestion_window_limited_us: congestion_limited,
+            receive_window_limited_us: receive_limited,
+            send_buffer_limited_us: buffer_limited,
+            application_limited_us: (record.established_ns != 0).then(|| watched_us.saturating_sub(busy_us)),
+            application_limited: record.application & application::LIMITS_NOW != 0,
+            peer_zero_windows,
+            peer_zero_window_us,
+            local_zero_windows,
+            local_zero_window_us,
+            idle_restarts: record.idle_restarts,
+            unanswered_probes: record.probes_out,
+            since_ack_ms: ms(record.since_ack_jiffies),
+            since_sent_ms: ms(record.since_sent_jiffies),
             unread_bytes: record.unread_bytes,
             unsent_bytes: record.unsent_bytes,
             unacked_bytes: record.unacked_bytes,
+            send_queue_memory_bytes: record.queued_bytes,
+            send_buffer_bytes: record.send_buffer,
+            receive_space_bytes: record.rcv_space,
         }
     }
 
@@ -220,6 +340,13 @@ impl Connection {
     pub(crate) fn remote(&self) -> SocketAddr {
         SocketAddr::new(self.remote_address, self.remote_port)
     }
+}
+
+/// `tcp_compute_delivery_rate`, net/ipv4/tcp.c.
+fn delivery_rate(record: &ConnRecord) -> Option<u64> {
+    let bytes = u64::from(record.rate_delivered) * u64::from(record.mss);
+    let rate = bytes.saturating_mul(1_000_000).checked_div(u64::from(record.rate_interval_us))?;
+    (rate > 0).then_some(rate)
 }
 
 fn quantiles(record: &ConnRecord) -> Option<RttQuantiles> {
@@ -265,7 +392,16 @@ pub(crate) mod tests {
             (1_500_000, 1_482_624, 4_344, 12_345);
         (record.data_segs_out, record.data_segs_in, record.total_retrans) = (1040, 9, 3);
         record.retrans = [2, 0, 1, 0, 0, 0];
-        (record.recoveries, record.ca_us) = ([1, 0], [52_000, 0]);
+        (record.recoveries, record.ca_us) = ([1, 0], [1_500, 700, 52_000, 0]);
+        (record.established_ns, record.limited_jiffies) = (1_040_000_000, [500, 250, 125]);
+        (record.zero_windows, record.zero_jiffies) = ([2, 1], [100, 25]);
+        (record.rate_delivered, record.rate_interval_us, record.pacing_rate) = (20, 41_000, 1_400_000);
+        (record.ecn_flags, record.delivered_ce, record.application) = (9, 4, application::LIMITED_RATE);
+        (record.advmss, record.queued_bytes, record.send_buffer) = (1460, 23_040, 87_040);
+        (record.rcv_rtt_us, record.rcv_space) = (43_000, 14_600);
+        (record.reordering, record.reord_seen, record.lost, record.idle_restarts) = (5, 1, 6, 3);
+        (record.since_ack_jiffies, record.since_sent_jiffies) = (10, 11);
+        record.congestion[..5].copy_from_slice(b"cubic");
         (record.unread_bytes, record.unsent_bytes, record.unacked_bytes) = (7, 1000, 17_376);
         record
     }

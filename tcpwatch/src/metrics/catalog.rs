@@ -4,6 +4,7 @@
 use tcpwatch_common::close::CloseCause;
 use tcpwatch_common::counters::{HANDSHAKE_UNIT_US, Loss, slot};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, rtt_lower};
+use tcpwatch_common::limits::{LIMITS, SIDES};
 use tcpwatch_common::record::Kind;
 use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
@@ -120,6 +121,8 @@ const CLOSE_CAUSE: Label = closed("cause", &CLOSE_CAUSES);
 const RETRANSMIT_CAUSE: Label = closed("cause", &RETRANSMIT_CAUSES);
 const ORIGIN: Label = closed("origin", &ORIGINS);
 const RESET_CAUSE: Label = closed("cause", &RESET_CAUSES);
+/// Whose receive window.
+const SIDE: Label = closed("side", &SIDES);
 const REASON: Label =
     open("reason", "the kernel's name in lower case without the enum's prefix; `none` where it gives none", REASONS);
 const LISTENER: Label =
@@ -168,6 +171,7 @@ const CONNECTIONS: &str = "Connections";
 const LISTENERS: &str = "Listeners";
 const PATH: &str = "Round trips and windows";
 const TRAFFIC: &str = "Traffic and retransmissions";
+const LIMITED: &str = "Limits";
 const RESETS: &str = "Resets";
 const PROOF: &str = "Proof: the kernel's own counters";
 const OWN: &str = "tcpwatch itself";
@@ -208,7 +212,11 @@ pub(crate) const CATALOG: &[Metric] = &[
     .read(CONNECTIONS, read::duration),
     Metric::histogram("tcpwatch_rtt_seconds", Unit::Seconds, "Raw round-trip time samples, before smoothing.", RTT)
         .by(&[GROUP, SERVICE])
-        .note("As the kernel's TCP measures them; `tcpwatch_sampling_mode` tells how often.")
+        .note(
+            "One for each ACK that acknowledges data for the first time which was sent once: the time of the newest such \
+             segment, or, without SACK, of the oldest. A connection that only receives has none. `tcpwatch_sampling_mode` \
+             tells how often they are taken.",
+        )
         .read(PATH, read::rtt),
     Metric::gauge(
         "tcpwatch_rtt_recent_seconds",
@@ -276,11 +284,41 @@ pub(crate) const CATALOG: &[Metric] = &[
     Metric::counter(
         "tcpwatch_spurious_retransmits_total",
         Unit::Count,
-        "Retransmissions that the receiver reported as duplicates.",
+        "Retransmissions that were proven needless.",
     )
     .by(&[GROUP, SERVICE])
-    .note("Told by DSACK; duplicates made by the network look the same.")
+    .note(
+            "Told by the receiver's DSACK, in which duplicates made by the network look the same; without SACK, by the kernel's \
+             taking back its reduction of the congestion window.",
+        )
     .read(TRAFFIC, read::spurious),
+    Metric::counter("tcpwatch_limited_seconds_total", Unit::Seconds, "Time of connections, by what limited their sending.")
+        .by(&[GROUP, SERVICE, closed("by", &LIMITS)])
+        .note(
+            "The sum over all connections that may still send. With data to send, by the kernel's chronographs: the peer's \
+             receive window, our send buffer, or else the congestion window, which stands for the path. Without: the \
+             application. Counted in jiffies.",
+        )
+        .read(LIMITED, read::limited),
+    Metric::counter("tcpwatch_zero_window_total", Unit::Count, "Times that a receive window became zero.")
+        .by(&[GROUP, SERVICE, SIDE])
+        .note(
+            "`peer`: the peer stopped us. `local`: we stopped the peer, because the application here does not read; it is \
+             seen when a segment comes in meanwhile, at the latest the peer's first probe: shorter ones are not.",
+        )
+        .read(LIMITED, read::zero_windows),
+    Metric::counter("tcpwatch_zero_window_seconds_total", Unit::Seconds, "Time that receive windows were zero.")
+        .by(&[GROUP, SERVICE, SIDE])
+        .note("Those of the peer to a jiffy; ours last until the next segment comes in.")
+        .read(LIMITED, read::zero_window_seconds),
+    Metric::counter(
+        "tcpwatch_idle_restarts_total",
+        Unit::Count,
+        "Times that the kernel reduced a congestion window because the connection had paused.",
+    )
+    .by(&[GROUP, SERVICE])
+    .note("After a pause longer than the retransmission timeout, unless `net.ipv4.tcp_slow_start_after_idle` is 0. bbr never does it.")
+    .read(LIMITED, read::idle_restarts),
     Metric::counter("tcpwatch_resets_sent_total", Unit::Count, "RSTs that this host sent, by origin and cause.")
         .by(&[GROUP, SERVICE, ORIGIN, RESET_CAUSE])
         .note(

@@ -8,6 +8,7 @@ use prometheus::proto;
 use tcpwatch_common::close::CloseCause;
 use tcpwatch_common::counters::{Loss, dist, group, reason};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, rtt_lower};
+use tcpwatch_common::limits::{LIMITS, SIDES};
 use tcpwatch_common::record::Kind;
 use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
@@ -303,6 +304,35 @@ pub(super) fn refused(view: &View<'_>, out: &mut Series) {
 
 pub(super) fn spurious(view: &View<'_>, out: &mut Series) {
     per_group(view, out, group::SPURIOUS);
+}
+
+/// Words of every group that count jiffies, in seconds.
+fn per_group_seconds<const N: usize>(view: &View<'_>, out: &mut Series, values: [&str; N], first: usize) {
+    let Some(snapshot) = view.snapshot() else { return };
+    let ticks = f64::from(snapshot.facts.ticks_per_second.max(1));
+    for totals in view.groups() {
+        let service = totals.service.label();
+        for (value, index) in values.into_iter().zip(first..) {
+            out.value(&[totals.direction.name(), &service, value], word(&totals.words, index) as f64 / ticks);
+        }
+    }
+}
+
+pub(super) fn limited(view: &View<'_>, out: &mut Series) {
+    per_group_seconds(view, out, LIMITS, group::LIMITED);
+}
+
+pub(super) fn zero_windows(view: &View<'_>, out: &mut Series) {
+    let [peer, local] = SIDES;
+    per_group_and(view, out, [(peer, group::ZERO_WINDOWS), (local, group::ZERO_WINDOWS + 1)]);
+}
+
+pub(super) fn zero_window_seconds(view: &View<'_>, out: &mut Series) {
+    per_group_seconds(view, out, SIDES, group::ZERO_JIFFIES);
+}
+
+pub(super) fn idle_restarts(view: &View<'_>, out: &mut Series) {
+    per_group(view, out, group::IDLE_RESTARTS);
 }
 
 pub(super) fn resets_sent(view: &View<'_>, out: &mut Series) {

@@ -146,6 +146,26 @@ pub(crate) const COLUMNS: &[Column] = &[
         key: |c| number(c.received_bytes),
     },
     Column {
+        name: "rate",
+        title: "RATE",
+        help: "delivery rate at its last sample, bytes a second",
+        width: 6,
+        rank: 9,
+        numeric: true,
+        text: |c| c.delivery_rate_bytes_per_second.map_or_else(|| "-".to_owned(), bytes),
+        key: |c| number(c.delivery_rate_bytes_per_second.unwrap_or(0)),
+    },
+    Column {
+        name: "limit",
+        title: "LIMIT",
+        help: "what limited its sending for most of the time: application, cwnd, rwnd or sndbuf",
+        width: 6,
+        rank: 10,
+        numeric: false,
+        text: |c| limit(c).to_owned(),
+        key: |c| Key::Text(limit(c).to_owned()),
+    },
+    Column {
         name: "owner",
         title: "OWNER",
         help: "name and number of the process that owns it",
@@ -229,6 +249,16 @@ fn owner(connection: &Connection) -> String {
 
 fn or_dash(text: Option<&str>) -> String {
     text.unwrap_or("-").to_owned()
+}
+
+fn limit(connection: &Connection) -> &'static str {
+    let all = [
+        (connection.application_limited_us.unwrap_or(0), "app"),
+        (connection.congestion_window_limited_us, "cwnd"),
+        (connection.receive_window_limited_us, "rwnd"),
+        (connection.send_buffer_limited_us, "sndbuf"),
+    ];
+    all.into_iter().filter(|(us, _)| *us > 0).max_by_key(|(us, _)| *us).map_or("-", |(_, name)| name)
 }
 
 fn duration(us: Option<u32>) -> String {

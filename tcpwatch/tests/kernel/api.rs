@@ -64,7 +64,7 @@ impl Daemon {
     }
 
     /// The connection whose socket this is, when the daemon knows it.
-    fn connection(&self, pair: &Pair, end: End) -> Result<Option<Value>> {
+    pub(crate) fn connection(&self, pair: &Pair, end: End) -> Result<Option<Value>> {
         let cookie = sockopt::cookie(pair.stream(end))?;
         Ok(self.ask("/api/v1/connections")?.into_iter().find(|c| c["cookie"] == cookie))
     }

@@ -2,10 +2,12 @@
 //! set-up or from the namespaces' own counters. Needs root; where it cannot run, each test is reported as ignored.
 
 mod actor;
+mod agree_with_ss;
 mod api;
 mod connections;
 mod daemon;
 mod dashboard;
+mod limits;
 mod operations;
 mod overflow;
 mod owners;
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
     trials.extend(retransmits::trials());
     trials.extend(rtt::trials());
     trials.extend(proof::trials());
+    trials.extend(limits::trials());
+    trials.extend(agree_with_ss::trials());
     trials.extend(overflow::trials());
     trials.extend(operations::trials());
     trials.extend(prometheus::trials());
