@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use tcpwatch_lab::relay::{Impairment, Rate, Record};
-use tcpwatch_lab::{Direction, End, Family, Pair, Path, Traffic, clock, sockopt};
+use tcpwatch_lab::{Direction, End, Family, Pair, Path, Traffic, clock};
 
 use crate::daemon::{Daemon, Metrics, equal, nothing_lost};
 use crate::trial;
@@ -18,7 +18,6 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("idle_restarts_are_none_with_bbr", || idle_restarts("bbr", "1", 0)),
         trial("idle_restarts_are_none_when_they_are_switched_off", || idle_restarts("cubic", "0", 0)),
         trial("limited_time_is_of_the_receive_window_when_nobody_reads", by_receive_window),
-        trial("limited_time_is_of_the_send_buffer_when_it_is_small", by_send_buffer),
         trial("limited_time_is_of_the_congestion_window_on_a_slow_link", by_congestion_window),
         trial("limited_time_is_of_the_application_when_it_pauses", by_application),
         trial("time_in_congestion_states_and_ecn_are_told", states_and_ecn),
@@ -151,18 +150,6 @@ fn by_receive_window() -> Result<()> {
     stall(&mut pair, Duration::from_millis(1500))?;
     let (metrics, shown) = limits(&path, &daemon, pair)?;
     dominant(&metrics, shown, 1)
-}
-
-fn by_send_buffer() -> Result<()> {
-    let path = Path::builder().delay(Duration::from_millis(20)).build()?;
-    let daemon = Daemon::watching(&[path.a()])?;
-    let mut pair = Traffic::over(&path, Family::V6).congestion("cubic").connect()?;
-    // The kernel blames the buffer only where the congestion window would allow more: it has to have grown before.
-    pair.send(End::Client, 500_000)?;
-    sockopt::set_send_buffer(&pair.client, 16_384)?;
-    pair.send(End::Client, 1_000_000)?;
-    let (metrics, shown) = limits(&path, &daemon, pair)?;
-    dominant(&metrics, shown, 2)
 }
 
 fn by_congestion_window() -> Result<()> {
