@@ -83,8 +83,9 @@ pub const fn log2_upper(bucket: usize) -> Option<u64> {
     if bucket + 1 < LOG2_BUCKETS { Some(1 << bucket) } else { None }
 }
 
-/// The value below which the share `q` of the counted samples lies, interpolated within its bucket; `None` when
-/// nothing was counted. `lower(i)` is the smallest value of bucket `i`.
+/// The middle of the bucket in which the value lies below which the share `q` of the counted samples is; `None` when nothing
+/// was counted. `lower(i)` is the smallest value of bucket `i`. The middle and no interpolation: wherever samples crowd in a
+/// bucket, it is off by at most half of its width, 3.1 % of a fine one.
 pub fn quantile(counts: impl Iterator<Item = u64> + Clone, lower: impl Fn(usize) -> u64, q: f64) -> Option<f64> {
     let total: u64 = counts.clone().sum();
     if total == 0 {
@@ -99,8 +100,7 @@ pub fn quantile(counts: impl Iterator<Item = u64> + Clone, lower: impl Fn(usize)
         }
         last = i;
         if (below + n) as f64 >= rank {
-            let (from, to) = (lower(i) as f64, lower(i + 1) as f64);
-            return Some(from + (to - from) * ((rank - below as f64) / n as f64));
+            return Some(f64::midpoint(lower(i) as f64, lower(i + 1) as f64));
         }
         below += n;
     }
@@ -152,6 +152,14 @@ mod tests {
             prop_assert!(from <= u64::from(us) && u64::from(us) < to);
             prop_assert!((to - from) * 16 <= from);
             prop_assert!(sketch_lower(sketch_bucket(b as u32) as usize) <= from);
+        }
+
+        #[test]
+        fn quantiles_of_samples_that_crowd_anywhere_are_within_a_thirtieth(us in 16_u32..16_000_000, q in 0.0_f64..1.0) {
+            let mut counts = [0; RTT_BUCKETS];
+            counts[rtt_bucket(us) as usize] = 7;
+            let found = quantile(counts.into_iter(), rtt_lower, q).unwrap();
+            prop_assert!((found / f64::from(us) - 1.0).abs() <= 0.0313, "{found}");
         }
 
         #[test]
