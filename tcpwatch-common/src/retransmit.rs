@@ -56,10 +56,12 @@ pub struct RetransmitFacts {
     pub pending: u8,
     /// `icsk_ca_state`.
     pub ca_state: u8,
-    /// `icsk_retransmits`: consecutive timeouts.
+    /// `icsk_retransmits`: timeouts since the last ACK that made progress.
     pub retransmits: u8,
     /// `snd_wnd`, bytes.
     pub snd_wnd: u32,
+    /// `undo_marker`: 0 unless a loss began that may turn out to be none.
+    pub undo_marker: u32,
 }
 
 /// The cause, by the order in which the facts are conclusive.
@@ -75,6 +77,11 @@ pub const fn cause(facts: &RetransmitFacts) -> RetransmitCause {
     if facts.ca_state == ca_state::RECOVERY {
         return RetransmitCause::Fast;
     }
+    // The first ACK after a timeout clears the number of timeouts, and clocks out the rest of what was lost. Those who enter
+    // the state without a loss (`tcp_non_congestion_loss_retransmit`: path MTU, Fast Open) clear the marker.
+    if facts.ca_state == ca_state::LOSS && facts.retransmits == 0 && facts.undo_marker != 0 {
+        return RetransmitCause::Timeout;
+    }
     if facts.ca_state == ca_state::LOSS && facts.retransmits > 0 {
         // A peer that closed its window and is probed with data is not losing anything.
         return if facts.snd_wnd == 0 { RetransmitCause::Other } else { RetransmitCause::Timeout };
@@ -86,8 +93,14 @@ pub const fn cause(facts: &RetransmitFacts) -> RetransmitCause {
 mod tests {
     use super::*;
 
-    const QUIET: RetransmitFacts =
-        RetransmitFacts { tcp_flags: 0x10, pending: 0, ca_state: ca_state::OPEN, retransmits: 0, snd_wnd: 65_535 };
+    const QUIET: RetransmitFacts = RetransmitFacts {
+        tcp_flags: 0x10,
+        pending: 0,
+        ca_state: ca_state::OPEN,
+        retransmits: 0,
+        snd_wnd: 65_535,
+        undo_marker: 0,
+    };
 
     #[test]
     fn each_cause_has_its_facts() {
@@ -101,6 +114,7 @@ mod tests {
             (RetransmitFacts { ca_state: ca_state::LOSS, retransmits: 3, ..QUIET }, Timeout),
             (RetransmitFacts { pending: 1, ca_state: ca_state::LOSS, retransmits: 1, ..QUIET }, Timeout),
             (RetransmitFacts { ca_state: ca_state::LOSS, retransmits: 2, snd_wnd: 0, ..QUIET }, Other),
+            (RetransmitFacts { ca_state: ca_state::LOSS, undo_marker: 7, ..QUIET }, Timeout),
             (RetransmitFacts { ca_state: ca_state::LOSS, ..QUIET }, Other),
             (QUIET, Other),
         ];

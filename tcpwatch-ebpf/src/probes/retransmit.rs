@@ -88,6 +88,7 @@ fn facts(sock: TcpSock, skb: *const u8) -> RetransmitFacts {
         ca_state: sock.ca_state(),
         retransmits: sock.icsk_retransmits(),
         snd_wnd: sock.snd_wnd(),
+        undo_marker: sock.undo_marker(),
     }
 }
 
