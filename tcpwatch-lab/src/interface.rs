@@ -66,13 +66,10 @@ pub fn set_ipv4(name: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
 /// # Errors
 /// Where IPv6 is disabled, or without `CAP_NET_ADMIN`.
 pub fn add_ipv6(name: &str, address: Ipv6Addr, prefix: u8) -> Result<()> {
-    let mut lookup = Request::new(name)?;
-    lookup.call(libc::SIOCGIFINDEX, "SIOCGIFINDEX")?;
     let request = libc::in6_ifreq {
         ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
         ifr6_prefixlen: u32::from(prefix),
-        // SAFETY: SIOCGIFINDEX has just filled this member of the union.
-        ifr6_ifindex: unsafe { lookup.ifreq.ifr_ifru.ifru_ifindex },
+        ifr6_ifindex: index(name)?,
     };
     let socket = control_socket(Domain::IPV6)?;
     // SAFETY: for an AF_INET6 socket SIOCSIFADDR reads one `in6_ifreq`, which lives until the call returns.
@@ -82,6 +79,17 @@ pub fn add_ipv6(name: &str, address: Ipv6Addr, prefix: u8) -> Result<()> {
             .with_context(|| format!("cannot add {address}/{prefix} to {name}: is IPv6 enabled in this kernel?"));
     }
     Ok(())
+}
+
+/// The number of an interface.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn index(name: &str) -> Result<i32> {
+    let mut lookup = Request::new(name)?;
+    lookup.call(libc::SIOCGIFINDEX, "SIOCGIFINDEX")?;
+    // SAFETY: SIOCGIFINDEX has just filled this member of the union.
+    Ok(unsafe { lookup.ifreq.ifr_ifru.ifru_ifindex })
 }
 
 /// Waits until an IPv6 address of the calling thread's namespace can be used. The kernel looks for duplicates first,

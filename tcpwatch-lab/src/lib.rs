@@ -6,12 +6,15 @@
 //!   rate-limits packets exactly as asked, and records every one of them.
 //! * [`snmp`] and [`sockets`]: the kernel's own counters and socket table, to compare against.
 //! * [`traffic`]: connections whose course is known, each returning when the kernel has got there.
+//! * [`capture`]: packets with the times at which the kernel of one end saw them.
+//! * [`scenario`]: situations that people meet, for demonstrations and tests.
 //! * [`raw`]: hand-made TCP segments, for forged resets. [`nft`]: packet filter rules in a namespace.
 //! * [`harness`]: tests that are reported as ignored, with the reason, where the lab cannot run.
 //!
 //! Everything here needs `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`; [`harness::obstacle`] says what is missing.
 //! All times are nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
 
+pub mod capture;
 pub mod clock;
 pub mod harness;
 pub mod interface;
@@ -19,6 +22,7 @@ pub mod netns;
 pub mod nft;
 pub mod raw;
 pub mod relay;
+pub mod scenario;
 pub mod snmp;
 pub mod sockets;
 pub mod sockopt;

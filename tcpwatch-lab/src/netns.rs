@@ -161,6 +161,20 @@ impl Netns {
         self.try_run(|| read_words(&path))?
     }
 
+    /// Sets the congestion control that new connections of the namespace begin with, by the kernel's name. Namespaces may
+    /// choose only among those that the machine allows to everyone; [`crate::Traffic::congestion`] is not bound by that.
+    ///
+    /// # Errors
+    /// When the kernel does not have it or the machine does not allow it.
+    pub fn congestion(&self, name: &str) -> Result<()> {
+        self.sysctl("net.ipv4.tcp_congestion_control", name).with_context(|| {
+            format!(
+                "cannot make '{name}' the congestion control of a namespace: is it in \
+                 net.ipv4.tcp_allowed_congestion_control of the machine?"
+            )
+        })
+    }
+
     /// The text of a file below `/proc/net` as the namespace sees it: `read_proc("tcp6")`.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod docs;
+mod lab;
 mod lint;
 mod packages;
 mod process;
@@ -33,6 +34,7 @@ enum Chore {
     Lint,
     Docs(docs::Args),
     Bench(bench::Args),
+    Lab(lab::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Chore::Lint => lint::run(),
         Chore::Docs(args) => docs::run(&args),
         Chore::Bench(args) => bench::run(&args),
+        Chore::Lab(args) => lab::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

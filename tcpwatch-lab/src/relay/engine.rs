@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::Direction;
 use super::impair::{QueueFull, Shaper};
 use super::packet::{Segment, Tracker};
-use super::record::{DropReason, Fate, Origin, Packet, Record};
+use super::record::{DropReason, Fate, Origin, Packet, Record, Sent};
 use super::rules::Rules;
 use super::tun::Tun;
 use crate::clock::{as_ns, now_ns};
@@ -83,7 +83,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Scheduled {
     due_ns: u64,
     number: u64,
-    direction: Direction,
+    sent: Sent,
     bytes: Vec<u8>,
 }
 
@@ -182,6 +182,7 @@ impl<'a> Engine<'a> {
             arrived_ns,
             length: length as u32,
             origin: Origin::Sender,
+            held_ns: 0,
             fate: Fate::Pending { due_ns: arrived_ns },
             segment,
         });
@@ -208,9 +209,11 @@ impl<'a> Engine<'a> {
             };
             (verdict, scheduled)
         };
+        packet.held_ns = verdict.hold.map_or(0, as_ns);
         let due_ns = match scheduled {
-            Ok(due_ns) => due_ns.saturating_add(verdict.hold.map_or(0, as_ns)),
+            Ok(due_ns) => due_ns.saturating_add(packet.held_ns),
             Err(reason) => {
+                packet.held_ns = 0;
                 packet.fate = Fate::Dropped(reason);
                 self.note(packet);
                 return;
@@ -236,7 +239,8 @@ impl<'a> Engine<'a> {
             *packets += 1;
             *held += bytes.len();
             packet.fate = Fate::Pending { due_ns };
-            self.heap.push(Reverse(Scheduled { due_ns, number: packet.number, direction: packet.direction, bytes }));
+            let sent = Sent { direction: packet.direction, arrived_ns: packet.arrived_ns, length: packet.length };
+            self.heap.push(Reverse(Scheduled { due_ns, number: packet.number, sent, bytes }));
         }
         self.note(packet);
     }
@@ -249,9 +253,9 @@ impl<'a> Engine<'a> {
     }
 
     /// Enters what became of a packet.
-    fn resolve(&self, number: u64, fate: Fate) {
+    fn resolve(&self, number: u64, sent: Sent, fate: Fate) {
         self.shared.in_flight.store(self.heap.len() as u64, Ordering::Release);
-        lock(&self.shared.record).resolve(number, fate);
+        lock(&self.shared.record).resolve(number, sent, fate);
         self.announce();
     }
 
@@ -268,11 +272,11 @@ impl<'a> Engine<'a> {
             return false;
         }
         let Some(Reverse(packet)) = self.heap.pop() else { return false };
-        let (packets, held) = &mut self.backlog[packet.direction as usize];
+        let (packets, held) = &mut self.backlog[packet.sent.direction as usize];
         *packets -= 1;
         *held -= packet.bytes.len();
-        let fate = self.hand_over(packet.direction, &packet.bytes);
-        self.resolve(packet.number, fate);
+        let fate = self.hand_over(packet.sent.direction, &packet.bytes);
+        self.resolve(packet.number, packet.sent, fate);
         true
     }
 
@@ -297,6 +301,7 @@ impl<'a> Engine<'a> {
                 arrived_ns,
                 length: bytes.len() as u32,
                 origin: Origin::Injected,
+                held_ns: 0,
                 fate,
                 segment: Segment::parse(&bytes),
             });

@@ -85,6 +85,21 @@ impl<'a> Lane<'a> {
         self.drop_when(Match::any().probability(share, seed))
     }
 
+    /// Drops what is larger than `mtu` bytes and tells no one, as a router does whose ICMP messages are filtered.
+    pub fn mtu_black_hole(&self, mtu: u32) -> RuleHandle {
+        self.drop_when(Match::larger_than(mtu))
+    }
+
+    /// Lets a share of the segments with data, drawn from a seed, leave so much later: those after them overtake them.
+    pub fn reorder_share(&self, share: f64, extra: Duration, seed: u64) -> RuleHandle {
+        self.hold(Match::data().probability(share, seed), extra)
+    }
+
+    /// Lets a share of the segments with data, drawn from a seed, arrive twice.
+    pub fn duplicate_share(&self, share: f64, seed: u64) -> RuleHandle {
+        self.duplicate(Match::data().probability(share, seed), 1, Duration::ZERO)
+    }
+
     /// Drops everything until the handle switches it off.
     pub fn blackhole(&self) -> RuleHandle {
         self.drop_when(Match::any())

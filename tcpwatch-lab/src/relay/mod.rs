@@ -38,8 +38,9 @@ use anyhow::{Result, anyhow, bail};
 pub use builder::PathBuilder;
 pub use impair::{Impairment, Rate};
 pub use lane::Lane;
+pub(crate) use packet::Tracker;
 pub use packet::{Flags, Flow, SackBlocks, Segment};
-pub use record::{DropReason, Fate, Origin, Packet, Record, median};
+pub use record::{DropReason, Fate, Origin, Packet, Record, Totals, median};
 pub use rtt::{RttSample, median_rtt_ns, smoothed_rtt_ns};
 pub use rules::{Action, Match, RuleHandle};
 pub(crate) use tun::CLONE_DEVICE;
@@ -49,7 +50,7 @@ use crate::netns::Netns;
 use engine::{Shared, lock};
 
 /// The name of the device in both namespaces.
-const DEVICE: &str = "lab0";
+pub(crate) const DEVICE: &str = "lab0";
 
 /// Which way a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -124,6 +125,11 @@ impl Path {
     /// A copy of the record so far. The relay waits meanwhile, so copy large records when traffic has ended.
     pub fn record(&self) -> Record {
         lock(&self.shared.record).clone()
+    }
+
+    /// What happened so far in each direction, forward first: [`Record::totals`].
+    pub fn totals(&self) -> [Totals; 2] {
+        lock(&self.shared.record).totals
     }
 
     /// Empties the record and returns what it held. Packets that are still under way stay pending there.

@@ -62,6 +62,8 @@ pub struct Packet {
     pub length: u32,
     /// Where it comes from.
     pub origin: Origin,
+    /// By how much a rule delayed it beyond the others, so that they could overtake it.
+    pub held_ns: u64,
     /// What became of it.
     pub fate: Fate,
     /// Its TCP segment; `None` for any other protocol.
@@ -88,13 +90,67 @@ impl Packet {
     }
 }
 
+/// What the relay did in one direction, counted also where the record has no room for the packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Packets, those dropped, copied and injected included.
+    pub packets: u64,
+    /// Bytes of the packets that were handed to the other side.
+    pub delivered_bytes: u64,
+    /// Packets that were handed to the other side.
+    pub delivered: u64,
+    /// Packets dropped by rules.
+    pub dropped_by_rule: u64,
+    /// Packets dropped for want of room: in the queue of the rate, in the relay, or on the other side.
+    pub dropped_for_room: u64,
+    /// Packets that a rule held back.
+    pub held: u64,
+    /// Copies that a rule made.
+    pub copies: u64,
+    /// Segments that their sender sent again.
+    pub retransmissions: u64,
+    /// The longest time that a packet was in the relay.
+    pub longest_transit_ns: u64,
+}
+
+impl Totals {
+    /// Packets that were not passed on.
+    pub fn dropped(&self) -> u64 {
+        self.dropped_by_rule + self.dropped_for_room
+    }
+
+    fn arrived(&mut self, packet: &Packet) {
+        self.packets += 1;
+        self.held += u64::from(packet.held_ns > 0);
+        self.copies += u64::from(matches!(packet.origin, Origin::CopyOf(_)));
+        let again = packet.origin == Origin::Sender && packet.segment.as_ref().is_some_and(|s| s.retransmission);
+        self.retransmissions += u64::from(again);
+        self.resolved(packet.fate, packet.arrived_ns, packet.length);
+    }
+
+    fn resolved(&mut self, fate: Fate, arrived_ns: u64, length: u32) {
+        match fate {
+            Fate::Pending { .. } => {}
+            Fate::Delivered { departed_ns, .. } => {
+                self.delivered += 1;
+                self.delivered_bytes += u64::from(length);
+                self.longest_transit_ns = self.longest_transit_ns.max(departed_ns.saturating_sub(arrived_ns));
+            }
+            Fate::Dropped(DropReason::Rule) => self.dropped_by_rule += 1,
+            Fate::Dropped(DropReason::Queue | DropReason::Backlog | DropReason::Refused) => self.dropped_for_room += 1,
+        }
+    }
+}
+
 /// The packets of a path, in the order of their arrival.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     /// The packets.
     pub packets: Vec<Packet>,
-    /// Packets that came when the record was full: they were relayed, but are not in `packets`.
+    /// Packets that came when the record was full: they were relayed and are in `totals`, but not in `packets`.
     pub unrecorded: u64,
+    /// What happened in each direction, forward first.
+    pub totals: [Totals; 2],
 }
 
 impl Record {
@@ -144,6 +200,7 @@ impl Record {
 
     /// Adds a packet if there is room, and says whether there was.
     pub(crate) fn push(&mut self, packet: Packet, cap: usize) {
+        self.totals[packet.direction as usize].arrived(&packet);
         if self.packets.len() < cap {
             self.packets.push(packet);
         } else {
@@ -151,13 +208,23 @@ impl Record {
         }
     }
 
-    /// Notes what became of a packet; nothing when it is not in the record (which may have been full or cleared).
-    pub(crate) fn resolve(&mut self, number: u64, fate: Fate) {
+    /// Notes what became of a packet that was pending; in the totals only when it is not in the record (which may have
+    /// been full or cleared).
+    pub(crate) fn resolve(&mut self, number: u64, sent: Sent, fate: Fate) {
+        self.totals[sent.direction as usize].resolved(fate, sent.arrived_ns, sent.length);
         // Numbers only grow along the record, but have gaps where it was full.
         if let Ok(place) = self.packets.binary_search_by_key(&number, |packet| packet.number) {
             self.packets[place].fate = fate;
         }
     }
+}
+
+/// What the totals need of a packet when its fate is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Sent {
+    pub(crate) direction: Direction,
+    pub(crate) arrived_ns: u64,
+    pub(crate) length: u32,
 }
 
 /// The middle value; of an even number the lower of the two in the middle.
@@ -181,6 +248,7 @@ pub(crate) mod test_packets {
             arrived_ns: 0,
             length: 40 + segment.payload,
             origin: Origin::Sender,
+            held_ns: 0,
             fate: Fate::Pending { due_ns: 0 },
             segment: Some(segment),
         }
@@ -220,6 +288,8 @@ mod tests {
     use super::test_packets::data;
     use super::*;
 
+    const SENT: Sent = Sent { direction: Direction::Forward, arrived_ns: 0, length: 41 };
+
     fn numbered(number: u64) -> Packet {
         Packet { number, ..data(number as u32, 1) }
     }
@@ -229,9 +299,11 @@ mod tests {
         let mut record = Record::default();
         (0..5).for_each(|n| record.push(numbered(n), 3));
         assert_eq!((record.packets.len(), record.unrecorded), (3, 2));
-        record.resolve(4, Fate::Dropped(DropReason::Rule));
-        record.resolve(1, Fate::Dropped(DropReason::Rule));
+        record.resolve(4, SENT, Fate::Dropped(DropReason::Rule));
+        record.resolve(1, SENT, Fate::Dropped(DropReason::Rule));
         assert_eq!(record.dropped(Direction::Forward), 1);
+        let totals = record.totals[Direction::Forward as usize];
+        assert_eq!((totals.packets, totals.dropped()), (5, 2), "the totals have no limit");
     }
 
     #[test]
@@ -240,7 +312,7 @@ mod tests {
         for n in [3, 7, 8] {
             record.push(numbered(n), 10);
         }
-        record.resolve(7, Fate::Delivered { departed_ns: 5, processed_ns: 6 });
+        record.resolve(7, SENT, Fate::Delivered { departed_ns: 5, processed_ns: 6 });
         assert_eq!(record.packets[1].transit_ns(), Some(5));
         assert_eq!(record.median_transit_ns(Direction::Forward), Some(5));
     }

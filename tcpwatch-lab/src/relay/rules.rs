@@ -76,6 +76,11 @@ impl Match {
         Self::segment(|segment| segment.retransmission)
     }
 
+    /// IP packets of more than so many bytes.
+    pub fn larger_than(bytes: u32) -> Self {
+        Self::when(move |packet| packet.length > bytes)
+    }
+
     /// Only those for which `test` holds too.
     #[must_use]
     pub fn and(mut self, mut test: impl FnMut(&Packet) -> bool + Send + 'static) -> Self {
@@ -112,6 +117,17 @@ impl Match {
     #[must_use]
     pub fn every_nth(self, n: u64) -> Self {
         self.counted(move |count| count.is_multiple_of(n))
+    }
+
+    /// Only those at the places of a pattern that have an `x`, `"..x.xx"` say; after its end it begins anew. An empty
+    /// pattern has no such place.
+    #[must_use]
+    pub fn pattern(self, pattern: &str) -> Self {
+        let places: Vec<bool> = pattern.chars().map(|place| place == 'x').collect();
+        self.counted(move |count| {
+            let place = (count - 1).checked_rem(places.len() as u64);
+            place.is_some_and(|place| places[place as usize])
+        })
     }
 
     /// Only a share of them, drawn for each from a seed: the same seed and packets give the same choice.
@@ -286,6 +302,20 @@ mod tests {
         assert_eq!(hits(Match::data().from_nth(3), &packets), [3, 4]);
         assert_eq!(hits(Match::data().every_nth(2), &packets), [2, 4]);
         assert_eq!(hits(Match::pure_ack(), &packets), [1]);
+    }
+
+    #[test]
+    fn a_pattern_repeats() {
+        let packets: Vec<Packet> = (0..8).map(|n| data(n * 10, 10)).collect();
+        assert_eq!(hits(Match::data().pattern(".x.x"), &packets), [1, 3, 5, 7]);
+        assert_eq!(hits(Match::data().pattern("xx..."), &packets), [0, 1, 5, 6]);
+        assert_eq!(hits(Match::data().pattern(""), &packets), [0; 0]);
+    }
+
+    #[test]
+    fn size_is_that_of_the_packet() {
+        let packets = [data(0, 10), data(10, 1000), ack(1)];
+        assert_eq!(hits(Match::larger_than(50), &packets), [1]);
     }
 
     #[test]

@@ -29,6 +29,23 @@ impl Pair {
             .context("the end that closed first does not reach TIME_WAIT")
     }
 
+    /// Ends a connection whose other end has half-closed: `last` closes, and the other reads the end of the stream and goes.
+    /// On return the other is in TIME_WAIT and the socket of `last` is gone.
+    ///
+    /// # Errors
+    /// When there was unread data, or it takes too long.
+    pub fn finish_close(mut self, last: End) -> Result<()> {
+        let timeout = self.timeout;
+        let (local, remote) = self.addresses(last)?;
+        let [closing, other] = [self.netns(last).clone(), self.netns(last.other()).clone()];
+        self.half_close(last)?;
+        drop(self);
+        closing.wait_state(local, remote, None, timeout).context("the end that closed last stays")?;
+        other
+            .wait_state(remote, local, Some(TcpState::TimeWait), timeout)
+            .context("the end that closed first does not reach TIME_WAIT")
+    }
+
     /// Aborts the connection by closing one end with `bytes` that it has received and not read, which makes its
     /// kernel send RST. On return the other end has seen it.
     ///

@@ -5,7 +5,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use socket2::SockRef;
 
 use super::{Traffic, poll_until, wait_ready};
@@ -96,8 +97,47 @@ impl Pair {
     /// # Errors
     /// When the connection breaks or it takes too long.
     pub fn send(&mut self, from: End, bytes: u64) -> Result<()> {
-        self.transfer(from, bytes).with_context(|| format!("cannot send {bytes} bytes from the {from:?}"))?;
-        self.wait_acknowledged(from)
+        self.send_while(from, bytes, || true).map(drop)
+    }
+
+    /// As [`Pair::send`], given up as soon as `go_on` says no; it is asked before each step. Returns the bytes read.
+    ///
+    /// # Errors
+    /// As [`Pair::send`].
+    pub fn send_while(&mut self, from: End, bytes: u64, go_on: impl FnMut() -> bool) -> Result<u64> {
+        let read = self.transfer(from, bytes, bytes, go_on);
+        let read = read.with_context(|| format!("cannot send {bytes} bytes from the {from:?}"))?;
+        if read == bytes {
+            self.wait_acknowledged(from)?;
+        }
+        Ok(read)
+    }
+
+    /// Writes on one end, with no one reading at the other, until there has been no room for `patience`: both buffers
+    /// are full then and the window is closed. Returns the bytes written; [`Pair::read_out`] reads them.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub fn fill(&mut self, from: End, patience: Duration) -> Result<u64> {
+        let mut written = 0;
+        loop {
+            let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(self.stream(from), PollFlags::OUT)], Some(&timeout)) {
+                Ok(0) => return Ok(written),
+                Ok(_) => written += write_some(self.stream(from), u64::MAX)?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error).context("cannot wait for room to send"),
+            }
+        }
+    }
+
+    /// Reads so many bytes that were written at the other end before. On return its kernel knows that they arrived.
+    ///
+    /// # Errors
+    /// When the connection breaks or it takes too long.
+    pub fn read_out(&mut self, on: End, bytes: u64) -> Result<()> {
+        self.transfer(on.other(), 0, bytes, || true)?;
+        self.wait_acknowledged(on.other())
     }
 
     /// Sends so many bytes from the client and, from the server, all of them back.
@@ -120,7 +160,7 @@ impl Pair {
         }
         for round in 0..rounds {
             for from in [End::Client, End::Server] {
-                self.transfer(from, size).with_context(|| format!("ping-pong round {round} failed"))?;
+                self.transfer(from, size, size, || true).with_context(|| format!("ping-pong round {round} failed"))?;
             }
         }
         self.wait_acknowledged(End::Client)?;
@@ -175,14 +215,15 @@ impl Pair {
         }
     }
 
-    /// Moves bytes from one end to the other, writing and reading as there is room.
-    fn transfer(&mut self, from: End, bytes: u64) -> Result<()> {
+    /// Moves bytes from one end to the other, writing and reading as there is room, for as long as `go_on` says so. Returns
+    /// the bytes read.
+    fn transfer(&mut self, from: End, unsent: u64, bytes: u64, mut go_on: impl FnMut() -> bool) -> Result<u64> {
         let (sender, receiver) = (self.stream(from), self.stream(from.other()));
         let mut buffer = vec![0; CHUNK];
-        let (mut unsent, mut unread) = (bytes, bytes);
+        let (mut unsent, mut unread) = (unsent, bytes);
         // The time allowed is for standing still, not for the whole: slow paths are what this is for.
         let mut deadline = Instant::now() + self.timeout;
-        while unread > 0 {
+        while unread > 0 && go_on() {
             let wanted = if unsent > 0 { PollFlags::OUT } else { PollFlags::empty() };
             let mut fds = [PollFd::new(receiver, PollFlags::IN), PollFd::new(sender, wanted)];
             poll_until(&mut fds, deadline, "data to move")?;
@@ -208,7 +249,7 @@ impl Pair {
                 deadline = Instant::now() + self.timeout;
             }
         }
-        Ok(())
+        Ok(bytes - unread)
     }
 }
 

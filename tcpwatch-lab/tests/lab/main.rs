@@ -3,6 +3,7 @@
 
 mod namespaces;
 mod relay;
+mod scenarios;
 mod ticket;
 mod traffic;
 
@@ -14,5 +15,7 @@ fn main() -> ExitCode {
     if let Some(outcome) = namespaces::be_victim() {
         return outcome.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
-    harness::run([namespaces::trials(), relay::trials(), traffic::trials()].into_iter().flatten().collect())
+    harness::run(
+        [namespaces::trials(), relay::trials(), traffic::trials(), scenarios::trials()].into_iter().flatten().collect(),
+    )
 }

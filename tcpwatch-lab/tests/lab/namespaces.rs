@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::ExitStatusExt;
 use std::panic;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -27,7 +28,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("counters_are_the_namespaces_own", counters),
         trial("nothing_is_left_of_a_path", nothing_is_left),
         trial("nothing_is_left_of_a_path_after_a_panic", nothing_is_left_after_a_panic),
-        trial("nothing_is_left_of_a_path_after_a_kill", nothing_is_left_after_a_kill),
+        trial("nothing_is_left_of_a_path_after_a_kill", || nothing_is_left_of(Death::Kill)),
+        trial("nothing_is_left_of_a_path_after_ctrl_c", || nothing_is_left_of(Death::Interrupt)),
+        trial("nothing_is_left_of_a_path_when_its_process_panics", || nothing_is_left_of(Death::Panic)),
         trial("a_path_with_unfinished_connections_goes_too", unfinished_connections),
         trial_unless(
             "nft_drops_what_it_is_told_to",
@@ -170,7 +173,24 @@ fn nothing_is_left_after_a_panic() -> Result<()> {
     Ok(())
 }
 
-/// The variable that makes this program a victim of [`nothing_is_left_after_a_kill`].
+/// How the victim of [`nothing_is_left_of`] ends.
+#[derive(Clone, Copy, Debug)]
+enum Death {
+    Kill,
+    Interrupt,
+    Panic,
+}
+
+/// What Ctrl-C sends.
+pub(crate) fn interrupt(process: u32) -> Result<()> {
+    // SAFETY: the call takes two numbers; the process is a child that was not waited for yet.
+    match unsafe { libc::kill(process.cast_signed(), libc::SIGINT) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()).context("cannot send SIGINT"),
+    }
+}
+
+/// The variable that makes this program a victim of [`nothing_is_left_of`].
 const VICTIM: &str = "TCPWATCH_LAB_VICTIM";
 
 /// In the program started as a victim: makes a path, says where, and waits to be killed. It has no connection open
@@ -184,16 +204,19 @@ pub(crate) fn be_victim() -> Option<Result<()>> {
         traffic.connect()?.close(End::Client)?;
         println!("{} {}", path.a().inode(), path.a().fd().as_raw_fd());
         // Whoever started this holds the other end; it closes should they die first.
-        io::stdin().read_to_end(&mut Vec::new())?;
+        let mut order = String::new();
+        io::stdin().read_to_string(&mut order)?;
+        assert!(order.trim() != "panic", "as ordered");
         Ok(())
     };
     Some(wait())
 }
 
-fn nothing_is_left_after_a_kill() -> Result<()> {
+fn nothing_is_left_of(death: Death) -> Result<()> {
     let before = traces()?;
     let mut command = Command::new(env::current_exe()?);
-    let mut victim = command.env(VICTIM, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    command.env(VICTIM, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut victim = command.spawn()?;
     let mut line = String::new();
     BufReader::new(victim.stdout.take().context("no output")?).read_line(&mut line)?;
     let (inode, fd) = line.trim().split_once(' ').with_context(|| format!("'{line}' names no namespace"))?;
@@ -202,8 +225,19 @@ fn nothing_is_left_after_a_kill() -> Result<()> {
     let ticket = Ticket::of_fd(file.as_fd());
     drop(file);
     ensure!(is_there(inode, &ticket)?, "the search misses what is there");
-    victim.kill()?;
-    victim.wait()?;
+    match death {
+        Death::Kill => victim.kill()?,
+        Death::Interrupt => interrupt(victim.id())?,
+        Death::Panic => victim.stdin.take().context("no input")?.write_all(b"panic")?,
+    }
+    let ended = victim.wait_with_output()?;
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    let as_ordered = match death {
+        Death::Kill => ended.status.signal() == Some(libc::SIGKILL),
+        Death::Interrupt => ended.status.signal() == Some(libc::SIGINT),
+        Death::Panic => ended.status.code() == Some(101) && said.contains("as ordered"),
+    };
+    ensure!(as_ordered, "{death:?}: it ended with {}: {said}", ended.status);
     wait_gone(inode, &ticket)?;
     ensure!(before == traces()?);
     Ok(())
