@@ -111,6 +111,11 @@ impl Daemon {
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
     }
 
+    /// Open descriptors.
+    pub(crate) fn open_files(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
     /// Asks it to stop, and waits until it has; returns what it said meanwhile.
     pub(crate) fn stop(self) -> Result<(ExitStatus, String)> {
         self.signal_stop()?;

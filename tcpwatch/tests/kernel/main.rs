@@ -8,6 +8,7 @@ mod connections;
 mod daemon;
 mod dashboard;
 mod limits;
+mod experiments;
 mod operations;
 mod overflow;
 mod owners;
@@ -17,6 +18,9 @@ mod recording;
 mod resets;
 mod retransmits;
 mod rtt;
+mod soak;
+mod truth_retransmits;
+mod truth_rtt;
 
 use std::process::ExitCode;
 
@@ -34,6 +38,10 @@ fn main() -> ExitCode {
     trials.extend(proof::trials());
     trials.extend(limits::trials());
     trials.extend(agree_with_ss::trials());
+    trials.extend(truth_retransmits::trials());
+    trials.extend(truth_rtt::trials());
+    trials.extend(experiments::trials());
+    trials.extend(soak::trials());
     trials.extend(overflow::trials());
     trials.extend(operations::trials());
     trials.extend(prometheus::trials());
@@ -58,6 +66,11 @@ fn obstacle() -> Option<String> {
             })
         })
         .clone()
+}
+
+/// Whether this is the long run, `cargo xtask test full`.
+fn is_long() -> bool {
+    std::env::var_os("TCPWATCH_TEST_FULL").is_some()
 }
 
 /// A test of this suite.
