@@ -74,15 +74,17 @@ pub const fn cause(facts: &RetransmitFacts) -> RetransmitCause {
     if facts.pending == ICSK_TIME_LOSS_PROBE && !recovering {
         return RetransmitCause::TailLossProbe;
     }
-    if facts.ca_state == ca_state::RECOVERY {
+    // The queue of what is marked lost is also worked off after an undo has left Recovery: the kernel counts all of it outside
+    // Loss as TCPFastRetrans (`tcp_xmit_retransmit_queue`).
+    if facts.ca_state != ca_state::LOSS {
         return RetransmitCause::Fast;
     }
     // The first ACK after a timeout clears the number of timeouts, and clocks out the rest of what was lost. Those who enter
     // the state without a loss (`tcp_non_congestion_loss_retransmit`: path MTU, Fast Open) clear the marker.
-    if facts.ca_state == ca_state::LOSS && facts.retransmits == 0 && facts.undo_marker != 0 {
+    if facts.retransmits == 0 && facts.undo_marker != 0 {
         return RetransmitCause::Timeout;
     }
-    if facts.ca_state == ca_state::LOSS && facts.retransmits > 0 {
+    if facts.retransmits > 0 {
         // A peer that closed its window and is probed with data is not losing anything.
         return if facts.snd_wnd == 0 { RetransmitCause::Other } else { RetransmitCause::Timeout };
     }
@@ -116,7 +118,8 @@ mod tests {
             (RetransmitFacts { ca_state: ca_state::LOSS, retransmits: 2, snd_wnd: 0, ..QUIET }, Other),
             (RetransmitFacts { ca_state: ca_state::LOSS, undo_marker: 7, ..QUIET }, Timeout),
             (RetransmitFacts { ca_state: ca_state::LOSS, ..QUIET }, Other),
-            (QUIET, Other),
+            (QUIET, Fast),
+            (RetransmitFacts { ca_state: ca_state::DISORDER, ..QUIET }, Fast),
         ];
         for (facts, expected) in table {
             assert_eq!(cause(&facts), expected, "{facts:?}");

@@ -25,6 +25,7 @@ const NOT_PACED: u64 = u64::MAX;
 
 /// One line of `/api/v1/connections`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of one connection, as one flat line of JSON has them")]
 pub(crate) struct Connection {
     /// The kernel's cookie of the socket, as in `ss -e`.
     pub(crate) cookie: u64,

@@ -51,7 +51,7 @@ fn closed_windows(record: &Record) -> Vec<Duration> {
 fn stall(pair: &mut Pair, pause: Duration) -> Result<()> {
     use std::io::{Read as _, Write as _};
     pair.client.set_nonblocking(true)?;
-    let chunk = [0x74; 1 << 16];
+    let chunk = vec![0x74; 1 << 16];
     let mut written = 0;
     clock::wait_for(Duration::from_secs(20), "the window to close", || {
         written += pair.client.write(&chunk).unwrap_or(0);
