@@ -14,7 +14,9 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{self, Choice, ConfigError, Flag, Layers, Resolved};
+use crate::http::WebConfigError;
 use crate::metrics;
+use crate::reload;
 use crate::top::columns;
 
 /// Exit status: something failed.
@@ -182,6 +184,9 @@ pub(crate) enum CliError {
     /// The settings are wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The web configuration is wrong.
+    #[error(transparent)]
+    Web(#[from] WebConfigError),
     /// Nobody takes the answer.
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
@@ -191,7 +196,7 @@ impl CliError {
     /// The status to end with.
     pub(crate) const fn status(&self) -> u8 {
         match self {
-            Self::Config(_) => USAGE,
+            Self::Config(_) | Self::Web(_) => USAGE,
             Self::Output(_) => FAILED,
         }
     }
@@ -231,7 +236,7 @@ pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> 
         Command::Run(_) | Command::Top(_) | Command::Doctor(_) | Command::Record(_) | Command::Replay(_) => {
             return Ok(false);
         }
-        Command::CheckConfig(_) => verdict(&cli.resolve()?),
+        Command::CheckConfig(_) => verdict(&cli.resolve()?)?,
         Command::Config => shown(&cli.resolve()?),
         Command::Completions(Completions { shell }) => completions(*shell),
         Command::Docs(Docs { topic: Topic::Metrics }) => metrics::docs::page(),
@@ -253,12 +258,14 @@ fn version(commit: &str) -> String {
     if commit.is_empty() { number.to_owned() } else { format!("{number} ({commit})") }
 }
 
-fn verdict(resolved: &Resolved) -> String {
+fn verdict(resolved: &Resolved) -> Result<String, CliError> {
     let file = match &resolved.file {
         Some(file) => format!("{}: no errors\n", file.display()),
         None => format!("{}: no such file; the defaults hold\n", config::DEFAULT_FILE),
     };
-    warnings(resolved, "") + &file
+    let web = reload::check(&resolved.config)?;
+    let web = web.map_or_else(String::new, |web| format!("{}: no errors\n", web.display()));
+    Ok(warnings(resolved, "") + &file + &web)
 }
 
 fn shown(resolved: &Resolved) -> String {

@@ -8,18 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, sleep};
 
 use crate::aggregate::Reading;
 use crate::aggregate::owners::{Named, Wanted};
 use crate::aggregate::services::Grant;
 use crate::aggregate::snapshot::{Facts, ProbeState, Snapshot};
 use crate::api::event::Event;
-use crate::config::{Config, Sampling};
+use crate::config::{Config, ConfigError, Resolved, Sampling};
 use crate::governor::Governor;
-use crate::http::{self, Ask, Feed, HttpError, SocketError};
+use crate::http::{self, Ask, Feed, HttpError, SocketError, WebConfigError};
 use crate::instance::{Instance, InstanceError};
 use crate::kernel::facts::{FactsError, KernelFacts};
 use crate::kernel::load::{self, LoadError, Loaded};
@@ -27,12 +28,13 @@ use crate::kernel::maps::{Maps, MapsError};
 use crate::kernel::stats;
 use crate::metrics::MetricsError;
 use crate::recording::{Beginning, Intake, NewFile, Recorder, RecordingError, Written};
+use crate::reload::{self, Settings, tell_systemd};
 use crate::source::adopt::{Walker, adopt};
 use crate::source::listeners;
 use crate::source::names::NameService;
 use crate::source::namespaces::Surroundings;
 use crate::source::ringbuf::{Batch, RingSource};
-use crate::{cli, sys};
+use crate::{cli, privileges, sys};
 
 /// How often a snapshot is published.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -63,6 +65,9 @@ pub(crate) enum DaemonError {
     /// The recording cannot be written.
     #[error(transparent)]
     Recording(#[from] RecordingError),
+    /// The web configuration is wrong.
+    #[error(transparent)]
+    Web(#[from] WebConfigError),
     /// A mistake in the catalogue.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -92,7 +97,7 @@ impl DaemonError {
     pub(crate) const fn status(&self) -> u8 {
         match self {
             Self::Facts(_) | Self::Load(_) => cli::NOT_PERMITTED,
-            Self::Netns { .. } => cli::USAGE,
+            Self::Netns { .. } | Self::Web(_) => cli::USAGE,
             Self::Maps(_)
             | Self::Http(_)
             | Self::Socket(_)
@@ -122,16 +127,18 @@ pub(crate) fn options(config: &Config) -> Result<load::Options, DaemonError> {
     })
 }
 
-/// Runs until SIGTERM or SIGINT.
-pub(crate) fn run(config: &Config) -> Result<(), DaemonError> {
+/// Runs until SIGTERM or SIGINT; SIGHUP makes it look at its settings again, by `resolve`.
+pub(crate) fn run(config: &Config, resolve: impl Fn() -> Result<Resolved, ConfigError>) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| DaemonError::System { what: "start the runtime", source })?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(Settings::new(config.clone(), resolve)?))
 }
 
-async fn serve(config: &Config) -> Result<(), DaemonError> {
+async fn serve(mut settings: Settings<impl Fn() -> Result<Resolved, ConfigError>>) -> Result<(), DaemonError> {
+    let config = &settings.config;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("wait for SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("wait for SIGINT"))?;
     // What can fail for want of a free name fails before the kernel is touched.
@@ -140,20 +147,30 @@ async fn serve(config: &Config) -> Result<(), DaemonError> {
     let unix = http::SocketFile::bind(&config.socket)?;
     let address = tcp.local_addr().map_err(system("read the listening address"))?;
     let mut running = Running::start(config)?;
-    let server = tokio::spawn(http::serve(tcp, unix, config.clone(), running.feed()));
+    privileges::missing().for_each(|sentence| log::warn!("{sentence}"));
+    // Before anything is started that would inherit them.
+    privileges::give_up();
+    let server = tokio::spawn(http::serve(tcp, unix, settings.access(), running.feed()));
     sys::release_free_memory();
     running.daemon.announce();
     log::info!("metrics at http://{address}/metrics, API at {}", config.socket.display());
-    notify_ready();
-    running
-        .until(async {
+    tell_systemd(&[NotifyState::Ready]);
+    let end = async {
+        loop {
             tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    settings.reload();
+                    // A storm of signals costs one reload a second; those in between are one.
+                    sleep(TICK).await;
+                }
             }
-        })
-        .await?;
+        }
+    };
+    running.until(end).await?;
     log::info!("stopping");
+    tell_systemd(&[NotifyState::Stopping]);
     // The server ends with the last snapshot; answers under way are finished first.
     drop(running);
     if let Err(error) = server.await {
@@ -186,7 +203,11 @@ pub(crate) fn run_for(
         };
         sys::release_free_memory();
         ready(Ok(()));
-        let served = http::serve_one(stream, running.feed());
+        let access = match reload::access(config) {
+            Ok(access) => watch::channel(Arc::new(access)),
+            Err(error) => return log::error!("{error}"),
+        };
+        let served = http::serve_one(stream, access.1, running.feed());
         if let Err(error) = running.until(served).await {
             log::error!("{error}");
         }
@@ -225,6 +246,8 @@ impl Running {
     async fn until(&mut self, end: impl Future<Output = ()>) -> Result<(), DaemonError> {
         let Self { daemon, publish, asked, .. } = self;
         let mut end = std::pin::pin!(end);
+        // The ring is drained and the counters are read by this loop: when it hangs, nothing is right any more.
+        let mut watchdog = sd_notify::watchdog_enabled().map(Watchdog::new);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -234,6 +257,9 @@ impl Running {
                 _ = tick.tick() => {
                     daemon.every_tick()?;
                     daemon.publish(publish)?;
+                    if let Some(watchdog) = &mut watchdog {
+                        watchdog.tell();
+                    }
                 }
                 Some(ask) = asked.recv() => daemon.answer(ask, publish)?,
             }
@@ -248,10 +274,23 @@ pub(crate) fn attach(config: &Config) -> Result<(KernelFacts, Loaded), DaemonErr
     Ok((facts, loaded))
 }
 
-/// Tells systemd, if it asked, that the probes are attached and the address answers.
-fn notify_ready() {
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        log::warn!("cannot tell systemd that the daemon is ready: {error}");
+/// Tells systemd that the main loop goes round.
+struct Watchdog {
+    every: Duration,
+    told: tokio::time::Instant,
+}
+
+impl Watchdog {
+    /// `within` is the time after which systemd would end this process.
+    fn new(within: Duration) -> Self {
+        Self { every: within / 3, told: tokio::time::Instant::now() }
+    }
+
+    fn tell(&mut self) {
+        if self.told.elapsed() >= self.every {
+            self.told = tokio::time::Instant::now();
+            tell_systemd(&[NotifyState::Watchdog]);
+        }
     }
 }
 

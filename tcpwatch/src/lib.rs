@@ -21,8 +21,10 @@ mod instance;
 mod kernel;
 mod metrics;
 mod objects;
+mod privileges;
 mod record;
 mod recording;
+mod reload;
 mod replay;
 mod source;
 mod sys;
@@ -78,7 +80,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Doctor(doctor) => doctor::run(&resolved.config, doctor.json),
         Command::Record(args) => record::run(&resolved.config, args),
-        _ => daemon::run(&resolved.config),
+        _ => daemon::run(&resolved.config, || cli.resolve()),
     }
     .map_err(|error| Failure { status: error.status(), text: error.to_string() })
 }
@@ -88,8 +90,10 @@ fn start_log(config: &config::Config, quiet: bool) {
         if quiet { (log::LevelFilter::Off, log::LevelFilter::Off) } else { (log::LevelFilter::Warn, config.log_level) };
     env_logger::Builder::new()
         .filter_level(others)
-        .filter_module("tcpwatch", own)
+        // What is let through of our own is said below, and may change.
+        .filter_module("tcpwatch", if quiet { own } else { log::LevelFilter::Trace })
         .format_target(false)
         .target(env_logger::Target::Stderr)
         .init();
+    log::set_max_level(own);
 }

@@ -5,8 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::rules::{
-    AbsolutePath, Address, HostName, Integer, List, Named, OneOf, Port, Raw, RingSize, Rule, Span, Switch,
+    AbsolutePath, Address, HostName, Integer, List, Named, OneOf, Optional, Port, Raw, RingSize, Rule, Span, Switch,
 };
+
+use crate::reload::TAKEN_UP;
 
 /// What begins the name of every variable of the environment.
 pub(crate) const PREFIX: &str = "TCPWATCH_";
@@ -58,6 +60,11 @@ impl Setting {
     pub(crate) fn variable(&self) -> String {
         format!("{PREFIX}{}", self.key.to_ascii_uppercase())
     }
+
+    /// Whether two configurations say different things here.
+    pub(crate) fn differs(&self, one: &Config, other: &Config) -> bool {
+        (self.show)(one) != (self.show)(other)
+    }
 }
 
 macro_rules! settings {
@@ -92,6 +99,11 @@ settings! {
     /// Names under which HTTP clients may ask for this host. `localhost` and IP addresses always may; other names are
     /// refused, because a web page can make its own name point here (DNS rebinding).
     allowed_hosts: List<HostName, 32> = Vec::new();
+    /// File that puts TLS and authentication before that address, in the format of Prometheus' exporter-toolkit (see
+    /// docs/SECURITY.md). With authentication the address has the API too; without, metrics and health only.
+    web_config: Optional<AbsolutePath> = None;
+    /// Whether the API tells of single connections. Where it does not, nobody can ask the daemon for addresses.
+    connection_data: Switch = true;
     /// Unix socket of the API, through which the other commands talk to the daemon.
     socket: AbsolutePath = "/run/tcpwatch/tcpwatch.sock".into();
     /// How much is logged.
@@ -137,13 +149,14 @@ pub(crate) fn example() -> String {
     let mut parts = vec![
         "# Settings of the tcpwatch daemon. Those commented out have the value that is shown.\n\
          # Variables of the environment and flags win over this file; `tcpwatch config` shows what holds and why,\n\
-         # `tcpwatch check-config FILE` finds mistakes.\n"
+         # `tcpwatch check-config FILE` finds mistakes. SIGHUP (`systemctl reload tcpwatch`) takes up some of them, as said.\n"
             .to_owned(),
     ];
     for setting in SETTINGS {
         parts.push("\n".to_owned());
         parts.extend(setting.doc.iter().map(|line| format!("#{line}\n")));
-        parts.push(format!("# Must be {}. Environment: {}\n", (setting.allowed)(), setting.variable()));
+        let reload = if TAKEN_UP.contains(&setting.key) { ". Taken up on reload" } else { "" };
+        parts.push(format!("# Must be {}. Environment: {}{reload}\n", (setting.allowed)(), setting.variable()));
         parts.push(format!("#{} = {}\n", setting.key, (setting.show)(&defaults)));
     }
     parts.concat()

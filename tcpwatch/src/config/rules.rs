@@ -204,6 +204,26 @@ impl Rule for AbsolutePath {
     }
 }
 
+/// Something, or nothing: the empty string.
+#[derive(Debug)]
+pub(crate) struct Optional<R>(PhantomData<R>);
+
+impl<R: Rule> Rule for Optional<R> {
+    type Value = Option<R::Value>;
+
+    fn allowed() -> String {
+        format!("{}, or \"\" for none", R::allowed())
+    }
+
+    fn parse(raw: &Raw) -> Option<Self::Value> {
+        if raw.as_str() == Some("") { Some(None) } else { R::parse(raw).map(Some) }
+    }
+
+    fn show(value: &Self::Value) -> String {
+        value.as_ref().map_or_else(|| quoted(""), R::show)
+    }
+}
+
 /// A TCP port.
 #[derive(Debug)]
 pub(crate) struct Port;

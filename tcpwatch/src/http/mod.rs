@@ -1,13 +1,20 @@
 //! HTTP: what is served at the TCP address and at the Unix socket, to whom, and how long a client may take.
 //!
-//! This file has the pages of both; `api` those of the Unix socket alone, `host` decides by which names this host may be
-//! asked for, `serve` takes connections, `socket` makes the file. The pages change nothing. There is no authentication at
-//! the TCP address, so there is nothing else to see either; the Unix socket has its mode.
+//! This file has the pages of both; `api` those with addresses in them, `auth` decides who may read what, `host` by which
+//! names this host may be asked for, `web_config` and `tls` are the settings of the TCP address, `serve` takes
+//! connections, `socket` makes the file. The pages change nothing. Without authentication the TCP address has metrics and
+//! health only; the Unix socket has its mode.
 
+#[cfg(test)]
+mod access_tests;
 mod api;
+mod auth;
 mod host;
 mod serve;
 mod socket;
+mod tls;
+mod watched;
+mod web_config;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,11 +33,17 @@ use crate::aggregate::snapshot::Snapshot;
 use crate::api::Listing;
 use crate::api::event::Event;
 use crate::api::listener::Listener;
-use crate::config::Config;
 use crate::metrics::{CONTENT_TYPE, Exporter, MetricsError};
 
+pub(crate) use auth::Access;
 pub(crate) use serve::{HttpError, bind};
 pub(crate) use socket::{SocketError, SocketFile};
+pub(crate) use web_config::{WebConfig, WebConfigError};
+
+use auth::Gate;
+use hyper::body::Body as _;
+use serve::Peer;
+use tls::Door;
 
 /// How many requests for a fresh snapshot may wait; whoever comes beyond gets the newest there is.
 pub(crate) const REFRESHES: usize = 16;
@@ -90,43 +103,42 @@ impl Pages {
 const LOCAL_LIMITS: serve::Limits = serve::Limits {
     connections: 64,
     head: Duration::from_secs(3600),
+    idle: Duration::from_secs(5),
+    read: Duration::from_secs(3600),
     connection: Duration::from_secs(86_400),
     grace: Duration::from_secs(5),
 };
 
 /// Serves at both places until there will be no more snapshots. Then requests under way get a moment.
-pub(crate) async fn serve(tcp: TcpListener, unix: SocketFile, config: Config, feed: Feed) {
+pub(crate) async fn serve(tcp: TcpListener, unix: SocketFile, access: watch::Receiver<Arc<Access>>, feed: Feed) {
     let published = feed.snapshots.clone();
-    let pages = match Pages::new(feed) {
-        Ok(pages) => pages,
-        Err(error) => return log::error!("no HTTP: {error}"),
-    };
+    let Some((pages, gate)) = prepare(feed, access.clone()) else { return };
     let counter = Arc::clone(&pages.exporter);
     let (listener, _file) = unix.into_parts();
-    let local = local_router(pages.clone());
+    let local = local_router(pages.clone(), gate.clone());
+    let door = Door { listener: tcp, access };
     tokio::join!(
-        serve::accept(
-            tcp,
-            router(pages, config.allowed_hosts.into()),
-            Some(counter),
-            serve::Limits::default(),
-            end(published.clone())
-        ),
+        serve::accept(door, router(pages, gate), Some(counter), serve::Limits::default(), end(published.clone())),
         // Whoever follows events ends that by leaving.
         serve::accept(listener, local, None, LOCAL_LIMITS, end(published)),
     );
 }
 
+fn prepare(feed: Feed, access: watch::Receiver<Arc<Access>>) -> Option<(Pages, Gate)> {
+    let failed = |error: &dyn std::fmt::Display| log::error!("no HTTP: {error}");
+    let pages = Pages::new(feed).inspect_err(|error| failed(error)).ok()?;
+    let gate = Gate::new(access).inspect_err(|error| failed(error)).ok()?;
+    Some((pages, gate))
+}
+
 /// Serves the pages of the Unix socket to the one who has the other end of `stream`, until that is closed.
-pub(crate) async fn serve_one(stream: UnixStream, feed: Feed) {
+pub(crate) async fn serve_one(stream: UnixStream, access: watch::Receiver<Arc<Access>>, feed: Feed) {
     let published = feed.snapshots.clone();
-    let pages = match Pages::new(feed) {
-        Ok(pages) => pages,
-        Err(error) => return log::error!("no HTTP: {error}"),
-    };
+    let Some((pages, gate)) = prepare(feed, access) else { return };
     let stopping = watch::channel(false);
+    let router = local_router(pages, gate);
     tokio::select! {
-        () = serve::converse(stream, local_router(pages), None, LOCAL_LIMITS, stopping.1) => {}
+        () = serve::converse(stream, Peer::default(), router, None, LOCAL_LIMITS, stopping.1, Arc::default()) => {}
         () = end(published) => {}
     }
 }
@@ -144,17 +156,11 @@ fn common() -> Router<Pages> {
         .route("/readyz", get(readiness))
 }
 
-fn router(pages: Pages, names: Arc<[String]>) -> Router {
-    common()
-        .fallback(|| async { (StatusCode::NOT_FOUND, "not found; there are /metrics, /healthz and /readyz\n") })
-        .layer(middleware::from_fn(only_look))
-        .layer(middleware::from_fn_with_state(names, admit))
-        .with_state(pages)
-}
+const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/events, /metrics, /healthz and \
+                       /readyz\n";
 
-fn local_router(pages: Pages) -> Router {
-    const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/events, /metrics, /healthz \
-                           and /readyz\n";
+/// All pages; who may have which is for the gate to decide.
+fn all(pages: Pages) -> Router {
     common()
         .merge(api::pages())
         .fallback(|| async { (StatusCode::NOT_FOUND, MISSING) })
@@ -162,18 +168,22 @@ fn local_router(pages: Pages) -> Router {
         .with_state(pages)
 }
 
-/// Turns away whoever asks for a strange host.
-async fn admit(State(names): State<Arc<[String]>>, request: Request, next: Next) -> Response {
-    if let Err(refusal) = host::check(&request, &names) {
-        return (refusal.status(), format!("{refusal}\n")).into_response();
-    }
-    next.run(request).await
+fn router(pages: Pages, gate: Gate) -> Router {
+    all(pages).layer(middleware::from_fn_with_state(gate, auth::admit))
+}
+
+fn local_router(pages: Pages, gate: Gate) -> Router {
+    all(pages).layer(middleware::from_fn_with_state(gate, auth::admit_local))
 }
 
 /// Turns away whoever wants to change something.
 async fn only_look(request: Request, next: Next) -> Response {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")], "GET and HEAD only\n").into_response();
+    }
+    if !request.body().is_end_stream() {
+        let close = [(header::CONNECTION, "close")];
+        return (StatusCode::PAYLOAD_TOO_LARGE, close, "a request has no body here\n").into_response();
     }
     next.run(request).await
 }
@@ -226,6 +236,7 @@ mod tests {
         address: std::net::SocketAddr,
         snapshots: watch::Sender<Option<Arc<Snapshot>>>,
         exporter: Arc<Exporter>,
+        changes: watch::Sender<Arc<Access>>,
     }
 
     /// A server whose daemon gives no snapshots on request.
@@ -241,12 +252,15 @@ mod tests {
         let (snapshots, newest) = watch::channel(None);
         let pages = Pages::new(feed(newest, ask)).unwrap();
         let exporter = Arc::clone(&pages.exporter);
-        let router = router(pages, Arc::new(["web-1".to_owned()]));
+        let names = vec!["web-1".to_owned()];
+        let (changes, access) = watch::channel(Arc::new(Access { names, web: None, connection_data: true }));
+        let router = router(pages, Gate::new(access.clone()).unwrap());
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let listener = Door { listener, access };
         let (counter, limits) = (Arc::clone(&exporter), serve::Limits::default());
         tokio::spawn(serve::accept(listener, router, Some(counter), limits, std::future::pending()));
-        Running { address, snapshots, exporter }
+        Running { address, snapshots, exporter, changes }
     }
 
     impl Running {
@@ -338,9 +352,9 @@ mod tests {
         assert_eq!((status, body.as_str()), (503, "not ready: the kernel programs are being attached\n"));
         server.snapshots.send_replace(Some(Arc::new(sample::empty())));
         assert_eq!(server.get("/readyz").await.0, 200);
-        let Running { address, exporter, snapshots } = server;
+        let Running { address, exporter, snapshots, changes } = server;
         drop(snapshots);
-        let server = Running { address, exporter, snapshots: watch::channel(None).0 };
+        let server = Running { address, exporter, snapshots: watch::channel(None).0, changes };
         let (status, _, body) = server.get("/readyz").await;
         assert_eq!((status, body.as_str()), (503, "not ready: tcpwatch is stopping\n"));
         assert_eq!(server.get("/healthz").await.0, 200);
@@ -352,7 +366,8 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let unix = SocketFile::bind(&folder.path().join("s")).unwrap();
-        let server = tokio::spawn(serve(listener, unix, Config::default(), feed(newest, mpsc::channel(1).0)));
+        let server =
+            tokio::spawn(serve(listener, unix, watch::channel(Arc::default()).1, feed(newest, mpsc::channel(1).0)));
         snapshots.send_replace(Some(Arc::new(sample::empty())));
         drop(snapshots);
         timeout(Duration::from_secs(20), server).await.unwrap().unwrap();
@@ -362,7 +377,7 @@ mod tests {
     async fn other_pages_and_other_methods_are_refused_with_a_hint() {
         let server = start().await;
         let (status, _, body) = server.get("/api/v1/connections").await;
-        assert_eq!((status, body.as_str()), (404, "not found; there are /metrics, /healthz and /readyz\n"));
+        assert!(status == 404 && body.starts_with("not found; there are /metrics, /healthz and /readyz;"), "{body}");
         let (status, head, _) =
             server.ask("POST /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
         assert_eq!(status, 405);

@@ -1,25 +1,31 @@
 //! Taking connections: so many at a time, each for a limited time, and none that disturbs another.
+//!
+//! Clients that send nothing, or slowly, or do not read their answers, cannot keep others out: when all places are
+//! taken, the connection that has asked for nothing for longest is cut.
 
-use std::future::Future;
+use std::collections::VecDeque;
+use std::future::{Future, Ready, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
 
+use super::watched::Watched;
 use crate::metrics::Exporter;
 
 /// Why there is no server.
@@ -52,10 +58,14 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> 
 /// What clients may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Connections at a time; more wait in the kernel's queue.
+    /// Connections at a time; more take the place of the one idle for longest, or wait in the kernel's queue.
     pub(super) connections: usize,
-    /// Time for the head of a request, and between two requests.
+    /// Time for the handshake of TLS, for the head of a request, and between two requests.
     pub(super) head: Duration,
+    /// Time for which a connection without a request keeps its place when others want it.
+    pub(super) idle: Duration,
+    /// Time in which a client must read a piece of its answer.
+    pub(super) read: Duration,
     /// Time of a connection. Then it ends after the answer that is under way.
     pub(super) connection: Duration,
     /// Time for that answer, also when the daemon stops.
@@ -68,6 +78,8 @@ impl Default for Limits {
             connections: 64,
             // Not a usual interval between scrapes, at which both ends would act at the same time.
             head: Duration::from_secs(20),
+            idle: Duration::from_secs(1),
+            read: Duration::from_secs(20),
             connection: Duration::from_secs(600),
             grace: Duration::from_secs(5),
         }
@@ -78,6 +90,48 @@ impl Default for Limits {
 const MOST_BUFFERED: usize = 16 << 10;
 /// How long to wait when no connection can be taken, mostly for want of file descriptors.
 const AFTER_A_FAILURE: Duration = Duration::from_millis(100);
+/// How often to look for an idle connection while all are busy.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// What is known of a client before it asks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Peer {
+    /// It has a certificate of the configured authority.
+    pub(super) certified: bool,
+}
+
+/// A connection that is open.
+struct Place {
+    activity: Arc<Activity>,
+    task: AbortHandle,
+}
+
+/// Whether a connection has anything to do.
+#[derive(Debug)]
+pub(super) struct Activity {
+    born: Instant,
+    /// Milliseconds of its life at which it had nothing to do any more; `BUSY` while it has.
+    idle_from: AtomicU64,
+}
+
+const BUSY: u64 = u64::MAX;
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self { born: Instant::now(), idle_from: AtomicU64::new(0) }
+    }
+}
+
+impl Activity {
+    fn age_ms(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
+    }
+
+    fn idle_for(&self, least: Duration) -> bool {
+        let from = self.idle_from.load(Ordering::Relaxed);
+        from != BUSY && u128::from(self.age_ms().saturating_sub(from)) >= least.as_millis()
+    }
+}
 
 /// Takes connections until `shutdown`. Clients that leave early are counted by `counter`.
 pub(super) async fn accept(
@@ -88,32 +142,42 @@ pub(super) async fn accept(
     shutdown: impl Future<Output = ()>,
 ) {
     let slots = Arc::new(Semaphore::new(limits.connections));
+    let mut places = VecDeque::new();
     let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.next().await)
-        };
-        tokio::select! {
+        let opening = tokio::select! {
             () = &mut shutdown => break,
             // What ended is taken out, or the set would grow for ever.
-            Some(_) = connections.join_next() => {}
-            (slot, accepted) = next => match accepted {
-                Ok(stream) => {
-                    let (router, counter, stopping) = (router.clone(), counter.clone(), stopping.clone());
-                    connections.spawn(async move {
-                        let _slot = slot;
-                        converse(stream, router, counter.as_deref(), limits, stopping).await;
-                    });
-                }
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.next() => match accepted {
+                Ok(opening) => opening,
                 Err(error) => {
-                    log::warn!("cannot take a connection: {error}");
+                    log::warn!("cannot take a connection: {error}; the most there can be is set by LimitNOFILE");
                     sleep(AFTER_A_FAILURE).await;
+                    continue;
                 }
             },
-        }
+        };
+        let slot = tokio::select! {
+            () = &mut shutdown => break,
+            slot = slot(&slots, &mut places, limits.idle) => slot,
+        };
+        let (router, counter, stopping) = (router.clone(), counter.clone(), stopping.clone());
+        let activity = Arc::new(Activity::default());
+        let state = Arc::clone(&activity);
+        let task = connections.spawn(async move {
+            let _slot = slot;
+            match timeout(limits.head, opening).await {
+                Ok(Ok((stream, peer))) => {
+                    converse(stream, peer, router, counter.as_deref(), limits, stopping, state).await;
+                }
+                Ok(Err(error)) => log::debug!("a connection was not opened: {error}"),
+                Err(_) => log::debug!("a connection was not opened: its client takes too long"),
+            }
+        });
+        places.push_back(Place { activity, task });
     }
     drop(listener);
     stop.send_replace(true);
@@ -121,43 +185,57 @@ pub(super) async fn accept(
     let _in_time = timeout(limits.grace * 2, async { while connections.join_next().await.is_some() {} }).await;
 }
 
+/// A place for another connection: a free one, else that of the one that is idle for longest.
+async fn slot(slots: &Arc<Semaphore>, places: &mut VecDeque<Place>, least: Duration) -> Option<OwnedSemaphorePermit> {
+    places.retain(|place| !place.task.is_finished());
+    loop {
+        if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
+            return Some(slot);
+        }
+        // The oldest comes first. One that is cut here was asked nothing, or its answers were all sent.
+        if let Some(idle) = places.iter().position(|place| place.activity.idle_for(least))
+            && let Some(place) = places.remove(idle)
+        {
+            log::debug!("all places for HTTP connections are taken: an idle one is cut");
+            place.task.abort();
+        }
+        if let Ok(slot) = timeout(BETWEEN_LOOKS, Arc::clone(slots).acquire_owned()).await {
+            return slot.ok();
+        }
+    }
+}
+
 /// Where connections come in.
 pub(super) trait Listen: Send {
     /// What carries one.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// What is still to be done before it can be used.
+    type Opening: Future<Output = io::Result<(Self::Stream, Peer)>> + Send + 'static;
     /// Waits for the next.
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
-}
-
-impl Listen for TcpListener {
-    type Stream = TcpStream;
-
-    async fn next(&self) -> io::Result<TcpStream> {
-        let (stream, _) = self.accept().await?;
-        // Answers are written in one go; there is nothing to wait for.
-        let _best_effort = stream.set_nodelay(true);
-        Ok(stream)
-    }
+    fn next(&self) -> impl Future<Output = io::Result<Self::Opening>> + Send;
 }
 
 impl Listen for UnixListener {
     type Stream = UnixStream;
+    type Opening = Ready<io::Result<(UnixStream, Peer)>>;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<Ready<io::Result<(UnixStream, Peer)>>> {
+        Ok(ready(Ok((self.accept().await?.0, Peer::default()))))
     }
 }
 
 /// Answers the requests of one connection, and counts it when its client did not wait for an answer.
 pub(super) async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: Peer,
     router: Router,
     counter: Option<&Exporter>,
     limits: Limits,
     stopping: watch::Receiver<bool>,
+    activity: Arc<Activity>,
 ) {
     let lost = Arc::new(AtomicBool::new(false));
-    answer(stream, router, &lost, limits, stopping).await;
+    answer(stream, peer, router, &lost, limits, stopping, activity).await;
     if let Some(counter) = counter
         && lost.load(Ordering::Relaxed)
     {
@@ -167,22 +245,27 @@ pub(super) async fn converse(
 
 async fn answer(
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: Peer,
     router: Router,
     lost: &Arc<AtomicBool>,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
+    activity: Arc<Activity>,
 ) {
     let pages = TowerToHyperService::new(router);
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
         let unanswered = Unanswered(Some(Arc::clone(lost)));
+        let busy = Busy::new(Arc::clone(&activity));
+        request.extensions_mut().insert(peer);
         let answer = pages.call(request);
         async move {
             let answer = answer.await;
             unanswered.answered();
-            answer
+            // Until the last of it is on its way.
+            answer.map(|answer| answer.map(|body| Body::new(Guarded { body, _busy: busy })))
         }
     });
-    let io = TokioIo::new(Watched { stream, lost: Arc::clone(lost) });
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(lost), limits.read));
     let mut protocol = http1::Builder::new();
     protocol.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(MOST_BUFFERED);
     let mut connection = pin!(protocol.serve_connection(io, service));
@@ -223,63 +306,52 @@ impl Drop for Unanswered {
     }
 }
 
-/// A stream that remembers whether the client broke it off. A RST after an answer was sent means that the client did
-/// not read all of it.
-struct Watched<S> {
-    stream: S,
-    lost: Arc<AtomicBool>,
-}
+/// Marks a connection as one that must not be cut.
+struct Busy(Arc<Activity>);
 
-impl<S> Watched<S> {
-    fn watch<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(error)) = &result
-            && matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
-        {
-            self.lost.store(true, Ordering::Relaxed);
-        }
-        result
+impl Busy {
+    fn new(activity: Arc<Activity>) -> Self {
+        activity.idle_from.store(BUSY, Ordering::Relaxed);
+        Self(activity)
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.watch(result)
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.idle_from.store(self.0.age_ms(), Ordering::Relaxed);
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.watch(result)
-    }
+/// A body that keeps its connection busy.
+struct Guarded {
+    body: Body,
+    _busy: Busy,
+}
 
-    fn poll_write_vectored(
+impl hyper::body::Body for Guarded {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.watch(result)
+    ) -> Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_flush(cx);
-        self.watch(result)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::tls::Door;
     use axum::routing::get;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
@@ -300,6 +372,7 @@ mod tests {
         let exporter = Arc::new(Exporter::new(watch::channel(None).1).unwrap());
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let listener = Door { listener, access: watch::channel(Arc::default()).1 };
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
         let task = tokio::spawn(accept(listener, router, Some(Arc::clone(&exporter)), limits, shutdown));
@@ -321,8 +394,12 @@ mod tests {
         text
     }
 
+    async fn hello_text() -> &'static str {
+        "hello"
+    }
+
     fn hello() -> Router {
-        Router::new().route("/", get(|| async { "hello" }))
+        Router::new().route("/", get(hello_text))
     }
 
     #[tokio::test]
@@ -357,17 +434,54 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_when_all_places_are_taken_waits_for_one() {
-        let server = start(hello(), Limits { connections: 1, ..Limits::default() }).await;
+    async fn who_comes_when_all_places_are_taken_gets_that_of_the_longest_idle() {
+        let server =
+            start(hello(), Limits { connections: 2, idle: Duration::from_millis(50), ..Limits::default() }).await;
+        let mut silent = TcpStream::connect(server.address).await.unwrap();
+        let mut slow = TcpStream::connect(server.address).await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+        for _ in 0..10 {
+            greeting(&mut request(server.address).await).await;
+        }
+        for cut in [&mut silent, &mut slow] {
+            assert!(timeout(DEADLINE, cut.read(&mut [0; 8])).await.unwrap().is_ok_and(|length| length == 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_answer_is_under_way_keeps_its_place() {
+        let (begun, mut beginnings) = mpsc::channel(1);
+        let (go, gone) = watch::channel(false);
+        let page = get(move || {
+            let (begun, mut gone) = (begun.clone(), gone.clone());
+            async move {
+                begun.send(()).await.unwrap();
+                gone.wait_for(|gone| *gone).await.unwrap();
+                "hello"
+            }
+        });
+        let router = Router::new().route("/", page);
+        let server = start(router, Limits { connections: 1, ..Limits::default() }).await;
         let mut first = request(server.address).await;
-        greeting(&mut first).await;
+        beginnings.recv().await.unwrap();
         let mut second = request(server.address).await;
-        // The first is still connected and served again, the second is not.
-        first.write_all(REQUEST).await.unwrap();
-        greeting(&mut first).await;
+        sleep(BETWEEN_LOOKS * 3).await;
         assert_eq!(second.try_read(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        drop(first);
+        go.send_replace(true);
+        greeting(&mut first).await;
         greeting(&mut second).await;
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_cut_off() {
+        let endless = || async {
+            Body::from_stream(tokio_stream::iter(std::iter::repeat_with(|| Ok::<_, io::Error>(vec![0_u8; 1 << 16]))))
+        };
+        let limits = Limits { connections: 1, read: Duration::from_millis(50), ..Limits::default() };
+        let server = start(Router::new().route("/", get(hello_text)).route("/endless", get(endless)), limits).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        greeting(&mut request(server.address).await).await;
     }
 
     #[tokio::test]
