@@ -96,6 +96,9 @@ pub(crate) struct Doctor {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    /// Also write the findings to this new file, for a bug report: without addresses, names and paths
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bundle: Option<PathBuf>,
 }
 
 /// `tcpwatch record`.
@@ -167,6 +170,9 @@ pub(crate) struct Completions {
 pub(crate) struct Docs {
     /// The page
     topic: Topic,
+    /// For `man`: which page
+    #[arg(default_value = "tcpwatch")]
+    page: String,
 }
 
 /// A page that the program writes about itself.
@@ -176,6 +182,12 @@ enum Topic {
     Metrics,
     /// deploy/tcpwatch.toml
     Config,
+    /// docs/CONFIG.md
+    ConfigMd,
+    /// A manual page
+    Man,
+    /// The names of all manual pages
+    ManList,
 }
 
 /// Why there is no answer.
@@ -239,8 +251,13 @@ pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> 
         Command::CheckConfig(_) => verdict(&cli.resolve()?)?,
         Command::Config => shown(&cli.resolve()?),
         Command::Completions(Completions { shell }) => completions(*shell),
-        Command::Docs(Docs { topic: Topic::Metrics }) => metrics::docs::page(),
-        Command::Docs(Docs { topic: Topic::Config }) => config::example(),
+        Command::Docs(Docs { topic: Topic::Metrics, .. }) => metrics::docs::page(),
+        Command::Docs(Docs { topic: Topic::Config, .. }) => config::example(),
+        Command::Docs(Docs { topic: Topic::ConfigMd, .. }) => config::page(),
+        Command::Docs(Docs { topic: Topic::Man, page }) => manual(page).map_err(CliError::Output)?,
+        Command::Docs(Docs { topic: Topic::ManList, .. }) => {
+            manuals().iter().map(|(name, _)| format!("{name}\n")).collect::<Vec<_>>().concat()
+        }
     };
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // `tcpwatch config | head` is not a failure.
@@ -281,6 +298,27 @@ fn completions(shell: Shell) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "tcpwatch", &mut script);
     String::from_utf8_lossy(&script).into_owned()
+}
+
+/// Every command with a manual page, by the name of the page.
+fn manuals() -> Vec<(String, clap::Command)> {
+    let mut root = Cli::command();
+    root.build();
+    let commands = root.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    let pages = commands.map(|command| {
+        let name = format!("tcpwatch-{}", command.get_name());
+        (name.clone(), command.display_name(name))
+    });
+    std::iter::once(("tcpwatch".to_owned(), root.clone())).chain(pages).collect()
+}
+
+fn manual(page: &str) -> io::Result<String> {
+    let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("there is no page {page:?}"));
+    let (_, command) = manuals().into_iter().find(|(name, _)| name == page).ok_or_else(unknown)?;
+    let mut text = Vec::new();
+    // Without a date, so that the same program gives the same page.
+    clap_mangen::Man::new(command).date("").render(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(test)]

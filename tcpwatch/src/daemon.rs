@@ -87,6 +87,14 @@ pub(crate) enum DaemonError {
         /// What the system said.
         source: io::Error,
     },
+    /// The bundle cannot be written.
+    #[error("cannot write {}: {source}; name a file that does not exist yet", path.display())]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Nobody takes the output.
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
@@ -105,6 +113,7 @@ impl DaemonError {
             | Self::Recording(_)
             | Self::Metrics(_)
             | Self::System { .. }
+            | Self::Bundle { .. }
             | Self::Output(_) => cli::FAILED,
         }
     }

@@ -15,12 +15,21 @@ use crate::config::Config;
 use crate::daemon::{self, DaemonError};
 use crate::kernel::facts::KernelFacts;
 use crate::kernel::load;
+use crate::privileges::{self, Privilege, WANTED};
 use crate::source::names::{self, Hierarchy};
 
 /// Examines the host and prints the findings; an error when the daemon could not run here.
-pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
+pub(crate) fn run(config: &Config, as_json: bool, bundle: Option<&Path>) -> Result<(), DaemonError> {
     let facts = KernelFacts::gather(Path::new("/"))?;
-    let loaded = load::load(&facts, &daemon::options(config)?)?;
+    let loaded = match load::load(&facts, &daemon::options(config)?) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            // What is missing is what somebody who sees this error wants to know.
+            let told = if as_json { String::new() } else { capabilities() };
+            io::stdout().lock().write_all(told.as_bytes()).map_err(DaemonError::Output)?;
+            return Err(error.into());
+        }
+    };
     let absent: Vec<&str> = facts
         .layout
         .fields()
@@ -29,28 +38,37 @@ pub(crate) fn run(config: &Config, as_json: bool) -> Result<(), DaemonError> {
         .collect();
     let daemon = ask(&config.socket);
     let names = NameSources::find();
+    let report = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "kernel": facts.release,
+        "ticks_per_second": facts.hz,
+        "reset_reasons": facts.reasons.len(),
+        "absent_fields": absent,
+        "map_bytes": loaded.maps.map_bytes,
+        "cgroup2_mount": names.mount,
+        "sees_all_processes": names.sees_all_processes,
+        "capabilities": WANTED.iter().map(capability_json).collect::<Vec<_>>(),
+        "probes": loaded.probes.iter().map(probe_json).collect::<Vec<_>>(),
+        "daemon": daemon.json(),
+    });
     let mut out = io::stdout().lock();
     let written = if as_json {
-        let object = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "kernel": facts.release,
-            "ticks_per_second": facts.hz,
-            "reset_reasons": facts.reasons.len(),
-            "absent_fields": absent,
-            "map_bytes": loaded.maps.map_bytes,
-            "cgroup2_mount": names.mount,
-            "sees_all_processes": names.sees_all_processes,
-            "probes": loaded.probes.iter().map(probe_json).collect::<Vec<_>>(),
-            "daemon": daemon.json(),
-        });
-        writeln!(out, "{object}")
+        writeln!(out, "{report}")
     } else {
-        text(&mut out, &facts, &loaded, &absent, &names).and_then(|()| daemon.text(&mut out))
+        text(&mut out, &facts, &loaded, &absent, &names)
+            .and_then(|()| out.write_all(capabilities().as_bytes()))
+            .and_then(|()| daemon.text(&mut out))
     };
     match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(DaemonError::Output(error)),
-        _ => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(DaemonError::Output(error)),
+        _ => {}
     }
+    if let Some(file) = bundle {
+        let failed = |source| DaemonError::Bundle { path: file.to_owned(), source };
+        crate::bundle::write(file, report, config).map_err(failed)?;
+        log::info!("{} holds: {}", file.display(), crate::bundle::CONTENTS);
+    }
+    Ok(())
 }
 
 /// What owners are named by.
@@ -183,6 +201,28 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// A line for each capability that the daemon wants, and what is lost without it.
+fn capabilities() -> String {
+    let line = |wanted: &Privilege| {
+        if privileges::held(wanted.capability) {
+            format!("held        {}\n", wanted.capability)
+        } else {
+            let (capability, purpose, without) = (wanted.capability, wanted.purpose, wanted.without);
+            format!("missing     {capability}: to {purpose}\n            without it: {without}\n")
+        }
+    };
+    WANTED.iter().map(line).collect::<Vec<_>>().concat()
+}
+
+fn capability_json(wanted: &Privilege) -> serde_json::Value {
+    json!({
+        "name": wanted.capability.to_string(),
+        "held": privileges::held(wanted.capability),
+        "for": wanted.purpose,
+        "without": wanted.without,
+    })
 }
 
 fn words(state: &ProbeState) -> (&'static str, &str) {

@@ -7,6 +7,7 @@ mod aggregate;
 mod api;
 #[cfg(feature = "bench")]
 pub mod bench;
+mod bundle;
 mod cgroup;
 mod cli;
 mod client;
@@ -78,7 +79,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             .map_err(|error| Failure { status: error.status(), text: error.to_string() });
     }
     match &cli.command {
-        Command::Doctor(doctor) => doctor::run(&resolved.config, doctor.json),
+        Command::Doctor(doctor) => doctor::run(&resolved.config, doctor.json, doctor.bundle.as_deref()),
         Command::Record(args) => record::run(&resolved.config, args),
         _ => daemon::run(&resolved.config, || cli.resolve()),
     }

@@ -2,6 +2,8 @@
 
 mod bench;
 mod build;
+mod dist;
+mod dist_test;
 mod docs;
 mod lab;
 mod lint;
@@ -33,6 +35,7 @@ enum Chore {
     /// Formatting, clippy and the rules that neither knows
     Lint,
     Docs(docs::Args),
+    Dist(dist::Args),
     Bench(bench::Args),
     Lab(lab::Args),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Chore::Test(args) => return test::run(&args),
         Chore::Lint => lint::run(),
         Chore::Docs(args) => docs::run(&args),
+        Chore::Dist(args) => dist::run(&args),
         Chore::Bench(args) => bench::run(&args),
         Chore::Lab(args) => lab::run(&args),
     };

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    docs, lint,
+    dist, dist_test, docs, lint,
     process::{cargo, cargo_runs_as_root, root, say, show},
     prometheus, setup,
 };
@@ -88,6 +88,9 @@ impl Run {
             self.step("lint", || lint::run().map(|()| Count::default()));
             self.step("docs", || docs::pages(true).map(|()| Count::default()));
         }
+        if checks {
+            self.step("the unit file", || dist_test::verify().map(|()| Count::default()));
+        }
         if unit {
             self.step("unit tests", || unit_tests(&args.filter));
         }
@@ -97,6 +100,17 @@ impl Run {
                 self.step("tcpwatch on the kernel", || kernel_tests(&["tcpwatch", "--test", "kernel"], args));
             }
         }
+        if args.what == Some(What::Full) {
+            self.packages();
+        }
+    }
+
+    /// The packages: the same bytes twice, and all that may happen to them.
+    fn packages(&mut self) {
+        self.step("packages", || {
+            dist::twice()?;
+            Ok(Count { passed: 1, ..Count::default() })
+        });
     }
 
     /// Runs a step, and the ones after it whatever becomes of it: one run shall tell all that is wrong.

@@ -162,6 +162,30 @@ pub(crate) fn example() -> String {
     parts.concat()
 }
 
+/// docs/CONFIG.md.
+pub(crate) fn page() -> String {
+    let defaults = Config::default();
+    let mut parts = vec![
+        "# Settings\n\nMade from the code by `cargo xtask docs`. Flags win over variables of the environment, those over \
+         `/etc/tcpwatch/tcpwatch.toml`, that over\nthe defaults. `tcpwatch config` shows what holds and who said so, \
+         `tcpwatch check-config [FILE]` finds mistakes, with lines.\n"
+            .to_owned(),
+    ];
+    for setting in SETTINGS {
+        let doc: Vec<_> = setting.doc.iter().map(|line| line.trim()).collect();
+        let reload = if TAKEN_UP.contains(&setting.key) { "on SIGHUP" } else { "at start" };
+        parts.push(format!(
+            "\n## {}\n\n{}\n\n- must be {}\n- default `{}`\n- environment `{}`, read {reload}\n",
+            setting.key,
+            doc.join("\n"),
+            (setting.allowed)(),
+            (setting.show)(&defaults),
+            setting.variable(),
+        ));
+    }
+    parts.concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-pub(crate) use keys::{Config, SETTINGS, Sampling, example};
+pub(crate) use keys::{Config, SETTINGS, Sampling, example, page};
 pub(crate) use resolve::{Choice, Flag, Layers, Resolved, resolve};
 pub(crate) use rules::duration;
 

@@ -25,7 +25,8 @@ use super::*;
 use crate::metrics::sample;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const ADDRESSES: [&str; 3] = ["/api/v1/connections", "/api/v1/connections?limit=1", "/api/v1/events"];
+const ADDRESSES: [&str; 4] =
+    ["/api/v1/listeners", "/api/v1/connections", "/api/v1/connections?limit=1", "/api/v1/events"];
 
 struct Server {
     address: SocketAddr,

@@ -156,8 +156,8 @@ fn common() -> Router<Pages> {
         .route("/readyz", get(readiness))
 }
 
-const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/events, /metrics, /healthz and \
-                       /readyz\n";
+const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/listeners, /api/v1/events, \
+                       /metrics, /healthz and /readyz\n";
 
 /// All pages; who may have which is for the gate to decide.
 fn all(pages: Pages) -> Router {

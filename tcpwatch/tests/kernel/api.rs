@@ -36,7 +36,7 @@ impl Daemon {
     }
 
     /// A request at the Unix socket whose answer ends the connection.
-    fn request(&self, path: &str) -> Result<UnixStream> {
+    pub(crate) fn request(&self, path: &str) -> Result<UnixStream> {
         let mut stream = UnixStream::connect(self.socket())?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;

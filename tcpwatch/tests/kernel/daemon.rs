@@ -35,7 +35,17 @@ impl Daemon {
 
     /// The same with more lines of configuration.
     pub(crate) fn with(namespaces: &[&Netns], more: &str) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        Self::through(&[PROGRAM.to_owned()], tempfile::tempdir()?, namespaces, more, |_| {})
+    }
+
+    /// The same, started by other words than the program's name, with its files in `folder`.
+    pub(crate) fn through(
+        words: &[String],
+        folder: tempfile::TempDir,
+        namespaces: &[&Netns],
+        more: &str,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
         let paths: Vec<_> = namespaces
             .iter()
             .map(|ns| format!("\"/proc/{}/fd/{}\"", std::process::id(), ns.fd().as_raw_fd()))
@@ -43,20 +53,21 @@ impl Daemon {
         let mut text = format!("listen = \"127.0.0.1:0\"\nnetns = [{}]\n{more}\n", paths.join(", "));
         writeln!(text, "socket = \"{}\"", folder.path().join("tcpwatch.sock").display())?;
         fs::write(folder.path().join("tcpwatch.toml"), text)?;
-        Self::start(folder)
+        let (first, rest) = words.split_first().context("no words")?;
+        let mut command = Command::new(first);
+        command.args(rest).arg("--config").arg(folder.path().join("tcpwatch.toml")).arg("run");
+        prepare(&mut command);
+        Self::start(folder, command)
     }
 
-    fn start(folder: tempfile::TempDir) -> Result<Self> {
+    fn start(folder: tempfile::TempDir, mut command: Command) -> Result<Self> {
         let began = Instant::now();
-        let mut child = Command::new(PROGRAM)
-            .arg("--config")
-            .arg(folder.path().join("tcpwatch.toml"))
-            .arg("run")
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {PROGRAM}"))?;
+            .with_context(|| format!("cannot start {command:?}"))?;
         let stderr = child.stderr.take().context("no standard error")?;
         let mut stderr = BufReader::new(stderr);
         let mut said = String::new();
@@ -114,6 +125,30 @@ impl Daemon {
     /// Open descriptors.
     pub(crate) fn open_files(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
+    /// Its process, or what was started in its place.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The process that the one above has started.
+    pub(crate) fn child_pid(&self) -> Result<u32> {
+        let pid = self.child.id();
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        Ok(text.split_whitespace().next().context("it has started nothing")?.parse()?)
+    }
+
+    /// What it says up to the line with these words.
+    pub(crate) fn said_until(&mut self, words: &str) -> Result<String> {
+        let mut said = String::new();
+        loop {
+            let from = said.len();
+            ensure!(self.stderr.read_line(&mut said)? > 0, "it ended without a word of {words:?}: {said}");
+            if said[from..].contains(words) {
+                return Ok(said);
+            }
+        }
     }
 
     /// Asks it to stop, and waits until it has; returns what it said meanwhile.

@@ -18,6 +18,7 @@ mod recording;
 mod resets;
 mod retransmits;
 mod rtt;
+mod service;
 mod soak;
 mod truth_retransmits;
 mod truth_rtt;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     trials.extend(recording::trials());
     trials.extend(api::trials());
     trials.extend(owners::trials());
+    trials.extend(service::trials());
     harness::run(trials)
 }
 
