@@ -246,6 +246,14 @@ wire! {
     }
 }
 
+impl ConnRecord {
+    /// Segments sent, and neither acknowledged nor believed lost: `tcp_packets_in_flight`.
+    pub fn in_flight(&self) -> u32 {
+        let gone = self.sacked_out.saturating_add(self.lost_out);
+        self.packets_out.saturating_sub(gone).saturating_add(self.retrans_out)
+    }
+}
+
 wire! {
     /// One call of the kernel's retransmission, or a SYN-ACK sent again.
     pub struct RetransmitRecord {

@@ -14,10 +14,12 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{self, Choice, ConfigError, Flag, Layers, Resolved};
+use crate::filter;
 use crate::http::WebConfigError;
 use crate::metrics;
 use crate::reload;
 use crate::top::columns;
+use crate::trace;
 
 /// Exit status: something failed.
 pub(crate) const FAILED: u8 = 1;
@@ -54,6 +56,14 @@ pub(crate) enum Command {
     /// It asks the daemon by its socket. When no daemon runs and no socket was named, it loads the kernel programs
     /// itself, for as long as it runs.
     Top(Top),
+    /// Print what happens, a line each
+    ///
+    /// WHAT is `resets`, `retransmits`, `connections` (opens and closes) or `all`, which it is when it is left out. EXPR
+    /// selects among them, as in: tcpwatch trace resets port 443 and not cause no_listener
+    ///
+    /// It asks the daemon as `top` does. What could not be shown is counted on standard error, or in the lines of --json.
+    #[command(override_usage = "tcpwatch trace [OPTIONS] [resets|retransmits|connections|all] [EXPR]")]
+    Trace(trace::Args),
     /// Tell what this kernel offers, what is attached and what is lost
     Doctor(Doctor),
     /// Record everything that the daemon would see, to replay it anywhere
@@ -88,6 +98,9 @@ pub(crate) struct Top {
     /// Sort by this column
     #[arg(long, value_name = "COLUMN", default_value = columns::DEFAULT, value_parser = PossibleValuesParser::new(columns::names()))]
     pub(crate) sort: String,
+    /// Show those that this selects, such as: port 443 and srtt > 50ms
+    #[arg(value_name = "EXPR")]
+    pub(crate) expr: Vec<String>,
 }
 
 /// `tcpwatch doctor`.
@@ -141,6 +154,9 @@ pub(crate) struct TopReader {
     /// Sort by this column
     #[arg(long, value_name = "COLUMN", default_value = columns::DEFAULT, value_parser = PossibleValuesParser::new(columns::names()))]
     pub(crate) sort: String,
+    /// Show those that this selects, such as: port 443 and srtt > 50ms
+    #[arg(value_name = "EXPR")]
+    pub(crate) expr: Vec<String>,
 }
 
 /// `tcpwatch replay FILE metrics`.
@@ -188,6 +204,8 @@ enum Topic {
     Man,
     /// The names of all manual pages
     ManList,
+    /// docs/FILTER.md
+    Filter,
 }
 
 /// Why there is no answer.
@@ -245,7 +263,12 @@ impl Cli {
 /// Writes the answer to a question that the program can answer by itself; false when `cli` asks for something else.
 pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> {
     let text = match &cli.command {
-        Command::Run(_) | Command::Top(_) | Command::Doctor(_) | Command::Record(_) | Command::Replay(_) => {
+        Command::Run(_)
+        | Command::Top(_)
+        | Command::Trace(_)
+        | Command::Doctor(_)
+        | Command::Record(_)
+        | Command::Replay(_) => {
             return Ok(false);
         }
         Command::CheckConfig(_) => verdict(&cli.resolve()?)?,
@@ -253,6 +276,7 @@ pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> 
         Command::Completions(Completions { shell }) => completions(*shell),
         Command::Docs(Docs { topic: Topic::Metrics, .. }) => metrics::docs::page(),
         Command::Docs(Docs { topic: Topic::Config, .. }) => config::example(),
+        Command::Docs(Docs { topic: Topic::Filter, .. }) => filter::docs::page(),
         Command::Docs(Docs { topic: Topic::ConfigMd, .. }) => config::page(),
         Command::Docs(Docs { topic: Topic::Man, page }) => manual(page).map_err(CliError::Output)?,
         Command::Docs(Docs { topic: Topic::ManList, .. }) => {
@@ -266,7 +290,7 @@ pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> 
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     config::duration(text).ok_or_else(|| "it must be a time such as 500ms, 90s or 10m".to_owned())
 }
 
@@ -398,7 +422,8 @@ mod tests {
     fn run_and_doctor_are_left_to_others() {
         let lines = [
             "tcpwatch run",
-            "tcpwatch top --once --sort rtt",
+            "tcpwatch top --once --sort rtt port 443",
+            "tcpwatch trace resets --json --duration 5s port 443",
             "tcpwatch doctor --json",
             "tcpwatch record f",
             "tcpwatch replay f",
@@ -436,7 +461,7 @@ mod tests {
         for shell in ["bash", "fish", "zsh", "elvish", "powershell"] {
             assert!(answered(&format!("tcpwatch completions {shell}")).unwrap().contains("check-config"), "{shell}");
         }
-        for page in ["metrics", "config"] {
+        for page in ["metrics", "config", "filter"] {
             assert!(answered(&format!("tcpwatch docs {page}")).unwrap().starts_with("# "), "{page}");
         }
     }

@@ -2,18 +2,23 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::HOST;
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::connection::Connection;
+use crate::api::interest::Kinds;
 use crate::api::status::Status;
+use crate::filter::Filter;
+use crate::http::params::Refusal;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,9 @@ pub(crate) enum ClientError {
         /// The words.
         said: String,
     },
+    /// It sends what no daemon sends.
+    #[error("an event has no end; is it tcpwatch that listens there?")]
+    Endless,
     /// It is of another version.
     #[error("the answer to {path} is not understood ({reason}); are daemon and command of the same version?")]
     Foreign {
@@ -100,14 +108,47 @@ impl Client {
         &mut self,
         sort: &str,
         limit: Option<usize>,
+        filter: Option<&Filter>,
     ) -> Result<Vec<Connection>, ClientError> {
-        let limit = limit.map_or_else(String::new, |limit| format!("&limit={limit}"));
-        let path = format!("/api/v1/connections?sort={sort}{limit}");
+        let limit = limit.map(|limit| limit.to_string());
+        let filter = filter.map(ToString::to_string);
+        let path = path_with(
+            "/api/v1/connections",
+            &[("sort", Some(sort)), ("limit", limit.as_deref()), ("filter", filter.as_deref())],
+        );
         let body = self.get(&path).await?;
         body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| parse(&path, line)).collect()
     }
 
+    /// Follows events, until the daemon ends or the time `until` is over.
+    pub(crate) async fn events(
+        mut self,
+        kinds: Kinds,
+        filter: Option<&Filter>,
+        until: Option<Duration>,
+    ) -> Result<Events, ClientError> {
+        let (kinds, filter) = (kinds.list(), filter.map(ToString::to_string));
+        let until = until.map(|time| format!("{}ms", time.as_millis()));
+        let path = path_with(
+            "/api/v1/events",
+            &[("kind", Some(kinds.as_str())), ("filter", filter.as_deref()), ("for", until.as_deref())],
+        );
+        let answer = self.send(&path).await?;
+        let status = answer.status();
+        if status == StatusCode::OK {
+            return Ok(Events { body: answer.into_body(), text: Vec::new(), _client: self });
+        }
+        Err(refused(path, status, &answer.into_body().collect().await?.to_bytes()))
+    }
+
     async fn get(&mut self, path: &str) -> Result<Bytes, ClientError> {
+        let answer = self.send(path).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        if status == StatusCode::OK { Ok(body) } else { Err(refused(path.to_owned(), status, &body)) }
+    }
+
+    async fn send(&mut self, path: &str) -> Result<Response<Incoming>, ClientError> {
         if self.sender.ready().await.is_err()
             && let Some(socket) = &self.path
         {
@@ -118,14 +159,58 @@ impl Client {
         // Paths are made here and are valid; a mistake would be answered with "not found".
         *request.uri_mut() = path.parse().unwrap_or_default();
         request.headers_mut().insert(HOST, hyper::header::HeaderValue::from_static("localhost"));
-        let answer = self.sender.send_request(request).await?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await?.to_bytes();
-        if status == StatusCode::OK {
-            return Ok(body);
+        Ok(self.sender.send_request(request).await?)
+    }
+}
+
+fn refused(path: String, status: StatusCode, body: &[u8]) -> ClientError {
+    let said = match serde_json::from_slice::<Refusal>(body) {
+        Ok(refusal) => refusal.error,
+        Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
+    };
+    ClientError::Refused { path, status, said }
+}
+
+/// A path with those parameters that have a value.
+fn path_with(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in parameters {
+        if let Some(value) = value {
+            query.append_pair(name, value);
         }
-        let said = String::from_utf8_lossy(&body).trim().to_owned();
-        Err(ClientError::Refused { path: path.to_owned(), status, said })
+    }
+    format!("{path}?{}", query.finish())
+}
+
+/// A stream of events.
+pub(crate) struct Events {
+    body: Incoming,
+    text: Vec<u8>,
+    _client: Client,
+}
+
+/// Bytes of one event, at most: more is not from a daemon of ours.
+const MOST_OF_AN_EVENT: usize = 1 << 20;
+
+impl Events {
+    /// The next event, one JSON object; `None` when there are no more. Nothing is lost when it is not awaited to the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<String>, ClientError> {
+        loop {
+            while let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.text.drain(..=end).collect();
+                // Names of events are in the objects too; empty lines and comments keep the connection alive.
+                if let Some(data) = line.strip_prefix(b"data: ") {
+                    return Ok(Some(String::from_utf8_lossy(data).trim_end().to_owned()));
+                }
+            }
+            if self.text.len() > MOST_OF_AN_EVENT {
+                return Err(ClientError::Endless);
+            }
+            match self.body.frame().await {
+                Some(frame) => self.text.extend_from_slice(&frame?.into_data().unwrap_or_default()),
+                None => return Ok(None),
+            }
+        }
     }
 }
 

@@ -10,14 +10,13 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, sleep};
 
 use crate::aggregate::Reading;
 use crate::aggregate::owners::{Named, Wanted};
 use crate::aggregate::services::Grant;
 use crate::aggregate::snapshot::{Facts, ProbeState, Snapshot};
-use crate::api::event::Event;
 use crate::config::{Config, ConfigError, Resolved, Sampling};
 use crate::governor::Governor;
 use crate::http::{self, Ask, Feed, HttpError, SocketError, WebConfigError};
@@ -34,12 +33,11 @@ use crate::source::listeners;
 use crate::source::names::NameService;
 use crate::source::namespaces::Surroundings;
 use crate::source::ringbuf::{Batch, RingSource};
+use crate::tell::Teller;
 use crate::{cli, privileges, sys};
 
 /// How often a snapshot is published.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
-/// Events that a slow listener may lag behind.
-const EVENTS_KEPT: usize = 4096;
 
 /// Why the daemon ends.
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +157,7 @@ async fn serve(mut settings: Settings<impl Fn() -> Result<Resolved, ConfigError>
     privileges::missing().for_each(|sentence| log::warn!("{sentence}"));
     // Before anything is started that would inherit them.
     privileges::give_up();
-    let server = tokio::spawn(http::serve(tcp, unix, settings.access(), running.feed()));
+    let server = tokio::spawn(http::serve(tcp, unix, settings.access(), running.feed(), config.connection_metrics));
     sys::release_free_memory();
     running.daemon.announce();
     log::info!("metrics at http://{address}/metrics, API at {}", config.socket.display());
@@ -247,8 +245,13 @@ impl Running {
 
     /// What the outputs read, and where they ask.
     fn feed(&self) -> Feed {
-        let events = self.daemon.inbox.events.downgrade();
-        Feed { snapshots: self.publish.subscribe(), ask: self.ask.clone(), events }
+        let Teller { sender, interests, .. } = &self.daemon.inbox.teller;
+        Feed {
+            snapshots: self.publish.subscribe(),
+            ask: self.ask.clone(),
+            events: sender.downgrade(),
+            interests: Arc::clone(interests),
+        }
     }
 
     /// Takes records, publishes and answers, until `end`.
@@ -309,8 +312,8 @@ pub(crate) struct Inbox {
     pub(crate) intake: Intake,
     /// Slots to tell the kernel programs of.
     pub(crate) grants: Vec<Grant>,
-    /// What happens, for those who listen. The oldest is overwritten when one of them is slow, who is told.
-    events: broadcast::Sender<Arc<Event>>,
+    /// What happens, for those who listen.
+    teller: Teller,
 }
 
 impl Inbox {
@@ -322,14 +325,7 @@ impl Inbox {
     /// Takes one record.
     pub(crate) fn take(&mut self, record: &[u8]) {
         self.grants.extend(self.intake.take(record));
-        if self.events.receiver_count() > 0
-            && let Ok(record) = tcpwatch_common::record::decode(record)
-            && let Some(event) = Event::of(&record, |slot| self.intake.aggregator().service(slot))
-        {
-            let (cookie, key) = event.socket();
-            let owner = self.intake.aggregator().owner(cookie, key);
-            let _nobody_listens_any_more = self.events.send(Arc::new(event.owned(owner)));
-        }
+        self.teller.tell(record, self.intake.aggregator());
     }
 }
 
@@ -377,7 +373,7 @@ impl Daemon {
         let source =
             RingSource::new(events).map_err(|source| DaemonError::System { what: "watch the ring buffer", source })?;
         let (intake, grants) = Intake::new(&beginning, recorder);
-        let mut inbox = Inbox { intake, grants, events: broadcast::channel(EVENTS_KEPT).0 };
+        let mut inbox = Inbox { intake, grants, teller: Teller::new() };
         inbox.apply_grants(&mut maps)?;
         adopt(&mut inbox, &mut maps, &mut ebpf, config)?;
         let log = if config.kernel_log { follow_kernel_log(&mut ebpf) } else { None };

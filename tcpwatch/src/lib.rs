@@ -14,6 +14,7 @@ mod client;
 mod config;
 mod daemon;
 mod doctor;
+mod filter;
 #[cfg(test)]
 mod golden;
 mod governor;
@@ -29,7 +30,9 @@ mod reload;
 mod replay;
 mod source;
 mod sys;
+mod tell;
 mod top;
+mod trace;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -75,7 +78,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         log::warn!("{warning}");
     }
     if let Command::Top(top) = &cli.command {
-        return top::run(&resolved, top.once, &top.sort)
+        return top::run(&resolved, top.once, &top.sort, &top.expr)
+            .map_err(|error| Failure { status: error.status(), text: error.to_string() });
+    }
+    if let Command::Trace(args) = &cli.command {
+        return trace::run(&resolved, args)
             .map_err(|error| Failure { status: error.status(), text: error.to_string() });
     }
     match &cli.command {

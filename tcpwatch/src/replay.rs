@@ -9,6 +9,7 @@ use crate::aggregate::snapshot::Snapshot;
 use crate::api::connection::Connection;
 use crate::api::{self};
 use crate::cli::{self, Reader, Replay};
+use crate::filter::{Filter, FilterError};
 use crate::metrics::{MetricsError, Recorded};
 use crate::recording::{Intake, Recording, RecordingError};
 use crate::top::{self, columns};
@@ -22,6 +23,9 @@ pub(crate) enum ReplayError {
     /// A mistake in the catalogue.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The filter is wrong.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// No such column.
     #[error(transparent)]
     Column(#[from] columns::NoColumn),
@@ -34,7 +38,7 @@ impl ReplayError {
     /// The status to end with.
     pub(crate) const fn status(&self) -> u8 {
         match self {
-            Self::Column(_) => cli::USAGE,
+            Self::Column(_) | Self::Filter(_) => cli::USAGE,
             Self::Recording(_) | Self::Metrics(_) | Self::Output(_) => cli::FAILED,
         }
     }
@@ -46,9 +50,12 @@ pub(crate) fn run(args: &Replay, out: &mut impl Write) -> Result<(), ReplayError
     match &args.reader {
         None => metrics(playback, None, out),
         Some(Reader::Metrics(reader)) => metrics(playback, reader.at, out),
-        Some(Reader::Top(reader)) => connections(playback, &reader.sort, out, |all| top::table(all, usize::MAX)),
+        Some(Reader::Top(reader)) => {
+            let filter = Filter::of_words(&reader.expr)?;
+            connections(playback, &reader.sort, filter.as_ref(), out, |all| top::table(all, usize::MAX))
+        }
         Some(Reader::Connections) => {
-            connections(playback, columns::DEFAULT, out, |all| all.iter().map(api::line).collect::<String>())
+            connections(playback, columns::DEFAULT, None, out, |all| all.iter().map(api::line).collect::<String>())
         }
     }
 }
@@ -105,6 +112,7 @@ fn metrics<R: io::Read>(mut playback: Playback<R>, at: Option<u64>, out: &mut im
 fn connections<R: io::Read>(
     mut playback: Playback<R>,
     column: &str,
+    filter: Option<&Filter>,
     out: &mut impl Write,
     shown: impl FnOnce(&[Connection]) -> String,
 ) -> Result<(), ReplayError> {
@@ -117,7 +125,7 @@ fn connections<R: io::Read>(
             Err(error) => break Some(error),
         }
     };
-    let mut connections = playback.intake.aggregator().listing(moment.0).connections(moment.1);
+    let mut connections = playback.intake.aggregator().listing(moment.0).connections(moment.1, filter);
     columns::sort(&mut connections, column, false);
     write(out, &shown(&connections))?;
     broken.map_or(Ok(()), |error| Err(error.into()))
@@ -168,9 +176,10 @@ mod tests {
             outcome.unwrap();
             assert!(fs::metadata(&file).unwrap().len() < 100_000, "{}", file.display());
             check(&file, "metrics", &text);
-            for (extension, reader) in
-                [("top", Reader::Top(TopReader { sort: "sent".to_owned() })), ("jsonl", Reader::Connections)]
-            {
+            for (extension, reader) in [
+                ("top", Reader::Top(TopReader { sort: "sent".to_owned(), expr: Vec::new() })),
+                ("jsonl", Reader::Connections),
+            ] {
                 let mut out = Vec::new();
                 run(&Replay { file: file.clone(), reader: Some(reader) }, &mut out).unwrap();
                 check(&file, extension, &String::from_utf8(out).unwrap());

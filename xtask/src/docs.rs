@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::process::{cargo, root, say, stdout_of, succeed, target_dir};
 
 /// What to give `tcpwatch docs`, and the page it prints.
-const PAGES: [(&str, &str); 2] = [("metrics", "docs/METRICS.md"), ("config-md", "docs/CONFIG.md")];
+const PAGES: [(&str, &str); 3] =
+    [("metrics", "docs/METRICS.md"), ("config-md", "docs/CONFIG.md"), ("filter", "docs/FILTER.md")];
 
 /// Write the generated pages of docs/
 #[derive(clap::Args)]

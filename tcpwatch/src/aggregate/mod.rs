@@ -114,8 +114,11 @@ impl Aggregator {
             Record::Listener(listener) => {
                 self.count(Kind::Listener);
                 self.listeners.update(listener);
+                let owner = Owner::of_listener(listener);
                 if listener.up == 1 {
-                    self.owners.note(&Owner::of_listener(listener), listener.header.ktime_ns);
+                    self.owners.note(&owner, listener.header.ktime_ns);
+                } else if owner.pid != 0 {
+                    self.owners.closed(listener.cookie, owner);
                 }
                 (listener.up == 1).then(|| self.services.listening(listener.key.local_port)).flatten()
             }
@@ -169,7 +172,7 @@ impl Aggregator {
             let kind = if listener.cookie == cookie { listener.owner_kind } else { OwnerKind::Listener as u32 };
             Some(Owner { kind: OwnerKind::from_u8(kind as u8), ..Owner::of_listener(listener) })
         };
-        let open = self.table.get(cookie).map(Owner::of);
+        let open = self.table.get(cookie).map(|record| Owner::of(record));
         let owner = open.or_else(|| self.owners.of_closed(cookie)).or_else(listener)?;
         Some(api::owner::Owner::new(&owner, self.owners.names()))
     }
@@ -213,6 +216,11 @@ impl Aggregator {
     /// What a slot is shown as.
     pub(crate) fn service(&self, slot: u32) -> Service {
         self.services.shown(slot).1
+    }
+
+    /// The newest record of a connection, if it is in the table.
+    pub(crate) fn connection_of(&self, cookie: u64) -> Option<Arc<ConnRecord>> {
+        self.table.get(cookie).cloned()
     }
 
     /// The connections of the table.

@@ -44,8 +44,8 @@ impl ConnTable {
     }
 
     /// The newest record of a connection.
-    pub(crate) fn get(&self, cookie: u64) -> Option<&ConnRecord> {
-        self.connections.peek(&cookie).map(|record| &**record)
+    pub(crate) fn get(&self, cookie: u64) -> Option<&Arc<ConnRecord>> {
+        self.connections.peek(&cookie)
     }
 
     /// The owners of connections that no process holds any more.

@@ -26,6 +26,7 @@ const NOT_PACED: u64 = u64::MAX;
 /// One line of `/api/v1/connections`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "the flags of one connection, as one flat line of JSON has them")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Connection {
     /// The kernel's cookie of the socket, as in `ss -e`.
     pub(crate) cookie: u64,
@@ -199,6 +200,7 @@ pub(crate) struct Connection {
 
 /// RTT quantiles of a connection's raw samples.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct RttQuantiles {
     /// Median.
     pub(crate) p50_us: u32,
@@ -212,6 +214,7 @@ pub(crate) struct RttQuantiles {
 
 /// Segments sent again, by cause.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Retransmits {
     pub(crate) fast: u32,
     pub(crate) timeout: u32,
@@ -225,7 +228,6 @@ impl Connection {
     /// What a record says at a moment; the names of user and control group are not in it.
     pub(crate) fn new(record: &ConnRecord, service: Service, moment: Moment) -> Self {
         let (local, remote) = ends(&record.key);
-        let age = |since_ns: u64| moment.ktime_ns.saturating_sub(since_ns) / 1_000_000;
         let known = |us: u32| (us > 0 && us != u32::MAX).then_some(us);
         let [fast, timeout, tail_loss_probe, syn, syn_ack, other] = record.retrans;
         let [recoveries, losses] = record.recoveries;
@@ -240,7 +242,6 @@ impl Connection {
         let disturbed_us = record.ca_us.into_iter().map(u64::from).sum();
         let [peer_zero_windows, local_zero_windows] = record.zero_windows;
         let [peer_zero_window_us, local_zero_window_us] = record.zero_jiffies.map(us);
-        let gone = record.sacked_out.saturating_add(record.lost_out);
         Self {
             cookie: record.cookie,
             netns: record.key.netns,
@@ -256,8 +257,8 @@ impl Connection {
             uid: record.uid,
             owner: Owner::new(&owners::Owner::of(record), &Names::default()),
             partial: record.flags & flag::PARTIAL != 0,
-            age_ms: age(record.started_ns),
-            reading_age_ms: age(record.header.ktime_ns),
+            age_ms: moment.age_ms(record.started_ns),
+            reading_age_ms: moment.age_ms(record.header.ktime_ns),
             srtt_us: known(record.srtt_us),
             rtt_deviation_us: known(record.srtt_us).map(|_| record.mdev_us),
             min_rtt_us: known(record.min_rtt_us),
@@ -270,8 +271,7 @@ impl Connection {
             rtt_quantiles: quantiles(record),
             cwnd_segments: record.snd_cwnd,
             ssthresh_segments: (record.snd_ssthresh < NO_SSTHRESH).then_some(record.snd_ssthresh),
-            // `tcp_packets_in_flight`.
-            in_flight_segments: record.packets_out.saturating_sub(gone).saturating_add(record.retrans_out),
+            in_flight_segments: record.in_flight(),
             lost_segments: record.lost_out,
             lost_segments_total: record.lost,
             sacked_segments: record.sacked_out,
@@ -363,11 +363,14 @@ fn quantiles(record: &ConnRecord) -> Option<RttQuantiles> {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::net::Ipv4Addr;
+    use std::sync::Arc;
 
     use tcpwatch_common::hist::{rtt_bucket, sketch_bucket};
+    use tcpwatch_common::owner::OwnerKind;
     use tcpwatch_common::state::TcpState;
 
     use super::*;
+    use crate::aggregate::owners::Named;
     use crate::aggregate::tests::conn_record;
 
     /// A record with every field that the API shows.
@@ -380,7 +383,8 @@ pub(crate) mod tests {
         (record.key.local_port, record.key.remote_port) = (443, 51_234);
         (record.key.ip_version, record.key.netns) = (4, 4_026_531_840);
         (record.state, record.direction) = (TcpState::Established as u8, 1);
-        (record.pid, record.uid) = (812, 33);
+        (record.pid, record.uid, record.owner_uid, record.owner_kind) = (812, 0, 33, OwnerKind::Read as u8);
+        record.cgroup = 50;
         record.comm[..5].copy_from_slice(b"nginx");
         (record.srtt_us, record.mdev_us, record.min_rtt_us, record.handshake_us) = (41_000, 2_000, 39_000, 40_500);
         (record.rtt_samples, record.rtt_last_us, record.rtt_min_us, record.rtt_max_us) = (10, 42_000, 39_000, 61_000);
@@ -407,9 +411,20 @@ pub(crate) mod tests {
         record
     }
 
+    /// The names of its owner, and control group 51, a container's.
+    pub(crate) fn named() -> Arc<Names> {
+        let mut owners = owners::Owners::default();
+        owners.named(Named::User, 33, b"www-data");
+        owners.named(Named::Cgroup, 50, b"/system.slice/nginx.service");
+        owners.named(Named::Cgroup, 51, format!("/system.slice/docker-{}.scope", "4f".repeat(32)).as_bytes());
+        Arc::clone(owners.names())
+    }
+
     /// The same as the API shows it.
     pub(crate) fn shown(record: &ConnRecord) -> Connection {
-        Connection::new(record, Service::Port(443), Moment { ktime_ns: 10_000_000_000, ticks_per_second: 250 })
+        let moment = Moment { ktime_ns: 10_000_000_000, ticks_per_second: 250 };
+        let connection = Connection::new(record, Service::Port(443), moment);
+        Connection { owner: Owner::new(&owners::Owner::of(record), &named()), ..connection }
     }
 
     #[test]

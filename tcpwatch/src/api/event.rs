@@ -1,11 +1,12 @@
 //! What happens, as `/api/v1/events` tells it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tcpwatch_common::close::CloseCause;
 use tcpwatch_common::conn::ConnKey;
-use tcpwatch_common::record::{Kind, Record};
+use tcpwatch_common::record::{ConnRecord, Kind, Record, ResetRecord};
 use tcpwatch_common::reset::{ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::state::ca_state;
@@ -13,18 +14,24 @@ use tcpwatch_common::state::ca_state;
 use super::connection::Connection;
 use super::owner::Owner;
 use super::{Moment, ends, line, state_name};
+use crate::aggregate::owners::{self, Names};
 use crate::aggregate::snapshot::Service;
+use crate::filter::{ConnFacts, Fact, Subject, Value, of_key};
 
 /// Something that happened. Cheap to make; words are made of it for those who listen.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     record: Record,
     service: Service,
+    /// Who owns its socket; of one without a socket, who listens where it came to.
     owner: Option<Owner>,
+    /// The connection that it happened to, where the record does not have it.
+    connection: Option<Arc<ConnRecord>>,
 }
 
 /// The beginning of each event.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Told<'a, T> {
     event: &'static str,
     /// ns of CLOCK_MONOTONIC.
@@ -37,6 +44,7 @@ struct Told<'a, T> {
 
 /// An event of a socket that is told without its connection.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Ends {
     cookie: u64,
     netns: u32,
@@ -46,7 +54,20 @@ struct Ends {
     remote_port: u16,
 }
 
+/// Who owns the socket that it happened to.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Owned<'a> {
+    /// Process that owns it, as in `owner`; null when it is not known.
+    pid: Option<u32>,
+    /// Its name, made printable.
+    comm: &'a str,
+    /// Who owns the socket; of a reset without one, who listens where it came to. Null when there is nobody.
+    owner: Option<&'a Owner>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Life {
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
@@ -56,9 +77,12 @@ struct Life {
 }
 
 #[derive(Debug, Serialize)]
-struct Retransmit {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Retransmit<'a> {
     #[serde(flatten)]
     ends: Ends,
+    #[serde(flatten)]
+    owned: Owned<'a>,
     cause: &'static str,
     state: &'static str,
     congestion_state: &'static str,
@@ -75,9 +99,12 @@ struct Retransmit {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Reset<'a> {
     #[serde(flatten)]
     ends: Ends,
+    #[serde(flatten)]
+    owned: Owned<'a>,
     service: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<&'static str>,
@@ -88,10 +115,10 @@ struct Reset<'a> {
     state: &'static str,
     unread_bytes: u32,
     unacked_bytes: u32,
-    owner: Option<&'a Owner>,
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Listener<'a> {
     cookie: u64,
     netns: u32,
@@ -99,45 +126,95 @@ struct Listener<'a> {
     local_port: u16,
     listening: bool,
     backlog: u32,
-    pid: Option<u32>,
-    owner: Option<&'a Owner>,
+    #[serde(flatten)]
+    owned: Owned<'a>,
+}
+
+/// What an event is told with, where that is not in its record.
+pub(crate) trait Surroundings {
+    /// What a slot is shown as.
+    fn service(&self, slot: u32) -> Service;
+    /// The newest record of a connection.
+    fn connection(&self, cookie: u64) -> Option<Arc<ConnRecord>>;
+    /// Who owns a socket; without one, who listens at the local end of `key`.
+    fn owner(&self, cookie: u64, key: &ConnKey) -> Option<Owner>;
 }
 
 impl Event {
     /// The event of a record; none for a periodic reading.
-    pub(crate) fn of(record: &Record, service: impl FnOnce(u32) -> Service) -> Option<Self> {
+    pub(crate) fn of(record: &Record, around: &impl Surroundings) -> Option<Self> {
+        let (cookie, key) = match record {
+            Record::Conn(_, record) => (record.cookie, &record.key),
+            Record::Retransmit(record) => (record.cookie, &record.key),
+            Record::Reset(_, record) => (record.cookie, &record.key),
+            Record::Listener(record) => (record.cookie, &record.key),
+        };
+        let apart = matches!(record, Record::Retransmit(_) | Record::Reset(..));
+        let connection = if apart && cookie != 0 { around.connection(cookie) } else { None };
         let slot = match record {
             Record::Conn(Kind::Sample, _) => return None,
             Record::Conn(_, conn) => Some(conn.slot),
             Record::Reset(_, reset) => Some(reset.slot),
             Record::Listener(listener) if listener.periodic != 0 => return None,
-            Record::Retransmit(_) | Record::Listener(_) => None,
+            Record::Retransmit(_) => connection.as_ref().map(|conn| conn.slot),
+            Record::Listener(_) => None,
         };
-        Some(Self { record: *record, service: slot.map_or(Service::None, service), owner: None })
+        let told = || {
+            let owner = match record {
+                Record::Conn(_, record) => owners::Owner::of(record),
+                Record::Listener(record) if record.pid != 0 => owners::Owner::of_listener(record),
+                _ => return None,
+            };
+            Some(Owner::new(&owner, &Names::default()))
+        };
+        let owner = around.owner(cookie, key).or_else(told);
+        let service = slot.map_or(Service::None, |slot| around.service(slot));
+        Some(Self { record: *record, service, owner, connection })
     }
 
-    /// The cookie and the ends by which its owner is found.
-    pub(crate) fn socket(&self) -> (u64, &ConnKey) {
-        match &self.record {
-            Record::Conn(_, record) => (record.cookie, &record.key),
-            Record::Retransmit(record) => (record.cookie, &record.key),
-            Record::Reset(_, record) => (record.cookie, &record.key),
-            Record::Listener(record) => (record.cookie, &record.key),
+    /// The kind of a record.
+    pub(crate) const fn kind_of(record: &Record) -> Kind {
+        match record {
+            Record::Conn(kind, _) | Record::Reset(kind, _) => *kind,
+            Record::Retransmit(_) => Kind::Retransmit,
+            Record::Listener(_) => Kind::Listener,
         }
-    }
-
-    /// The same with the owner of its socket.
-    pub(crate) fn owned(self, owner: Option<Owner>) -> Self {
-        Self { owner, ..self }
     }
 
     /// What kind of event it is.
+    pub(crate) fn kind(&self) -> Kind {
+        Self::kind_of(&self.record)
+    }
+
+    /// The same by its name.
     pub(crate) fn name(&self) -> &'static str {
+        self.kind().name()
+    }
+
+    /// What filters are asked of; `reasons` are the kernel's.
+    pub(crate) fn facts<'a>(&'a self, ticks_per_second: u32, reasons: &'a [String]) -> EventFacts<'a> {
+        EventFacts { event: self, ticks_per_second, reasons }
+    }
+
+    fn cause(&self) -> Option<&'static str> {
         match &self.record {
-            Record::Conn(kind, _) | Record::Reset(kind, _) => kind.name(),
-            Record::Retransmit(_) => Kind::Retransmit.name(),
-            Record::Listener(_) => Kind::Listener.name(),
+            Record::Conn(Kind::Close, record) => {
+                Some(CloseCause::from_u8(record.cause).map_or("unknown", CloseCause::name))
+            }
+            Record::Retransmit(record) => {
+                Some(RetransmitCause::from_u8(record.cause).map_or("other", RetransmitCause::name))
+            }
+            Record::Reset(Kind::Reset, record) => {
+                Some(ResetCause::from_u8(record.cause).map_or("unknown", ResetCause::name))
+            }
+            _ => None,
         }
+    }
+
+    fn owned(&self) -> Owned<'_> {
+        let owner = self.owner.as_ref();
+        let comm = owner.map_or("", |owner| &owner.comm);
+        Owned { pid: owner.and_then(|owner| owner.pid), comm, owner }
     }
 
     /// One object, without the end of its line. `unix_ns` is the wall clock at `moment`; `reasons` are the kernel's.
@@ -153,7 +230,7 @@ impl Event {
                 let connection = Connection::new(record, self.service, at);
                 let owner = self.owner.clone().unwrap_or_else(|| connection.owner.clone());
                 let life = Life {
-                    cause: closed.then(|| CloseCause::from_u8(record.cause).map_or("unknown", CloseCause::name)),
+                    cause: self.cause(),
                     errno: closed.then_some(record.sk_err),
                     connection: Connection { pid: owner.pid, comm: owner.comm.clone(), owner, ..connection },
                 };
@@ -162,7 +239,8 @@ impl Event {
             Record::Retransmit(record) => {
                 let retransmit = Retransmit {
                     ends: Ends::of(record.cookie, &record.key),
-                    cause: RetransmitCause::from_u8(record.cause).map_or("other", RetransmitCause::name),
+                    owned: self.owned(),
+                    cause: self.cause().unwrap_or_default(),
                     state: state_name(record.state),
                     congestion_state: ca_state::name(record.ca_state),
                     segments: record.segments,
@@ -184,12 +262,12 @@ impl Event {
                     ends: Ends::of(record.cookie, &record.key),
                     service: self.service.label(),
                     origin: origin.filter(|_| sent).map(ResetOrigin::name),
-                    cause: sent.then(|| ResetCause::from_u8(record.cause).map_or("unknown", ResetCause::name)),
-                    reason: sent.then(|| reasons.get(record.reason as usize).map_or("none", String::as_str)),
-                    state: if record.state == 0 { "NONE" } else { state_name(record.state) },
+                    owned: self.owned(),
+                    cause: self.cause(),
+                    reason: sent.then(|| reason(record, reasons)),
+                    state: socket_state(record.state),
                     unread_bytes: record.unread_bytes,
                     unacked_bytes: record.unacked_bytes,
-                    owner: self.owner.as_ref(),
                 };
                 told(when(record.header.ktime_ns), &reset)
             }
@@ -202,13 +280,79 @@ impl Event {
                     local_port: local.port(),
                     listening: record.up == 1,
                     backlog: record.backlog,
-                    pid: (record.pid != 0).then_some(record.pid),
-                    owner: self.owner.as_ref(),
+                    owned: self.owned(),
                 };
                 told(when(record.header.ktime_ns), &listener)
             }
         }
     }
+}
+
+/// An event that a filter is asked about. Nothing is written for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EventFacts<'a> {
+    event: &'a Event,
+    ticks_per_second: u32,
+    reasons: &'a [String],
+}
+
+impl Subject for EventFacts<'_> {
+    fn fact(&self, fact: Fact) -> Option<Value<'_>> {
+        let number = |number: u32| Some(Value::Number(number.into()));
+        match fact {
+            owners if owners.is_of_owner() => return self.event.owner.as_ref()?.fact(fact),
+            Fact::Kind => return Some(self.event.name().into()),
+            Fact::Cause => return self.event.cause().map(Value::from),
+            Fact::Origin | Fact::Reason if !matches!(self.event.record, Record::Reset(Kind::Reset, _)) => return None,
+            _ => {}
+        }
+        let own = match (&self.event.record, fact) {
+            (Record::Conn(_, record), _) => return self.connection(record).fact(fact).map(owned),
+            (Record::Retransmit(record), Fact::State) => Some(state_name(record.state).into()),
+            (Record::Retransmit(record), Fact::Srtt) => (record.srtt_us > 0).then_some(record.srtt_us).and_then(number),
+            (Record::Retransmit(record), Fact::Cwnd) => number(record.snd_cwnd),
+            (Record::Retransmit(record), Fact::Cookie) => Some(Value::Number(record.cookie)),
+            (Record::Retransmit(record), _) => of_key(&record.key, fact),
+            (Record::Reset(_, record), Fact::State) => Some(socket_state(record.state).into()),
+            (Record::Reset(_, record), Fact::Origin) => {
+                ResetOrigin::ALL.get(usize::from(record.origin)).map(|origin| origin.name().into())
+            }
+            (Record::Reset(_, record), Fact::Reason) => Some(Value::Text(reason(record, self.reasons).into())),
+            (Record::Reset(..), Fact::Service) => Some(Value::Text(self.event.service.label().into())),
+            (Record::Reset(_, record), Fact::Unread) => number(record.unread_bytes),
+            (Record::Reset(_, record), Fact::Unacked) => number(record.unacked_bytes),
+            (Record::Reset(_, record), Fact::Cookie) if record.cookie != 0 => Some(Value::Number(record.cookie)),
+            (Record::Reset(_, record), _) => of_key(&record.key, fact),
+            (Record::Listener(_), Fact::Peer | Fact::PeerPort) => None,
+            (Record::Listener(record), Fact::Cookie) => Some(Value::Number(record.cookie)),
+            (Record::Listener(record), _) => of_key(&record.key, fact),
+        };
+        own.or_else(|| self.connection(self.event.connection.as_deref()?).fact(fact).map(owned))
+    }
+}
+
+impl<'a> EventFacts<'a> {
+    /// The connection as it was at its record.
+    fn connection(&self, record: &'a ConnRecord) -> ConnFacts<'a> {
+        let moment = Moment { ktime_ns: record.header.ktime_ns, ticks_per_second: self.ticks_per_second };
+        ConnFacts { record, service: self.event.service, moment, names: None }
+    }
+}
+
+fn owned(value: Value<'_>) -> Value<'static> {
+    match value {
+        Value::Number(number) => Value::Number(number),
+        Value::Address(address) => Value::Address(address),
+        Value::Text(text) => Value::Text(text.into_owned().into()),
+    }
+}
+
+fn reason<'a>(record: &ResetRecord, reasons: &'a [String]) -> &'a str {
+    reasons.get(record.reason as usize).map_or("none", String::as_str)
+}
+
+fn socket_state(number: u8) -> &'static str {
+    if number == 0 { "NONE" } else { state_name(number) }
 }
 
 impl Ends {
@@ -232,12 +376,41 @@ fn told(when: (&'static str, u64, u64), what: &impl Serialize) -> String {
     text
 }
 
+/// The schema of every kind of event.
+#[cfg(test)]
+pub(super) fn schemas(of: &mut schemars::SchemaGenerator) -> Vec<schemars::Schema> {
+    vec![
+        of.subschema_for::<Told<'_, Life>>(),
+        of.subschema_for::<Told<'_, Retransmit<'_>>>(),
+        of.subschema_for::<Told<'_, Reset<'_>>>(),
+        of.subschema_for::<Told<'_, Listener<'_>>>(),
+        of.subschema_for::<crate::http::events::Notice>(),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
-    use tcpwatch_common::record::{ABI, Header, ListenerRecord, ResetRecord, RetransmitRecord, decode, encode};
+    use tcpwatch_common::record::{ABI, Header, ListenerRecord, RetransmitRecord, decode, encode};
 
-    use super::super::connection::tests::busy;
+    use super::super::connection::tests::{busy, named};
     use super::*;
+
+    /// Every connection is the busy one, and all belongs to one owner, but for listeners.
+    struct Busy;
+
+    impl Surroundings for Busy {
+        fn service(&self, _: u32) -> Service {
+            Service::Port(443)
+        }
+
+        fn connection(&self, _: u64) -> Option<Arc<ConnRecord>> {
+            Some(Arc::new(busy(1)))
+        }
+
+        fn owner(&self, cookie: u64, _: &ConnKey) -> Option<Owner> {
+            (cookie == 1).then(|| Owner::new(&owners::Owner::of(&busy(1)), &named()))
+        }
+    }
 
     /// A record of zeros but for its header.
     fn record(kind: Kind, len: usize) -> Record {
@@ -257,8 +430,12 @@ mod tests {
         ];
         for detail in &mut details {
             match detail {
-                Record::Retransmit(r) => (r.key, r.cause, r.state, r.segments, r.bytes) = (key, 2, 1, 1, 1448),
-                Record::Reset(_, r) => (r.key, r.cause, r.state, r.reason, r.unread_bytes) = (key, 2, 1, 1, 9),
+                Record::Retransmit(r) => {
+                    (r.cookie, r.key, r.cause, r.state, r.segments, r.bytes) = (1, key, 2, 1, 1, 1448);
+                }
+                Record::Reset(_, r) => {
+                    (r.cookie, r.key, r.cause, r.state, r.reason, r.unread_bytes) = (1, key, 2, 1, 1, 9);
+                }
                 Record::Listener(r) => (r.up, r.backlog, r.pid) = (1, 128, 7),
                 Record::Conn(..) => {}
             }
@@ -274,10 +451,41 @@ mod tests {
             [Record::Conn(Kind::Open, busy(1)), Record::Conn(Kind::Sample, busy(1)), Record::Conn(Kind::Close, close)];
         let reasons = ["none", "tcp_abort_on_close"].map(str::to_owned);
         let moment = Moment { ktime_ns: 10_000_000_000, ticks_per_second: 250 };
-        let events = life.into_iter().chain(details()).filter_map(|record| Event::of(&record, |_| Service::Port(443)));
+        let events = life.into_iter().chain(details()).filter_map(|record| Event::of(&record, &Busy));
         let lines: Vec<_> =
             events.map(|event| event.to_json(moment, 1_700_000_000_000_000_000, &reasons) + "\n").collect();
         assert_eq!(lines.len(), 6, "a periodic reading is no event");
         crate::golden::check("tests/golden/events.jsonl", &lines.concat());
+    }
+
+    #[test]
+    fn filters_are_asked_of_each_kind() {
+        let life = [Record::Conn(Kind::Open, busy(1)), Record::Conn(Kind::Close, busy(1))];
+        let events: Vec<_> =
+            life.into_iter().chain(details()).map(|record| Event::of(&record, &Busy).unwrap()).collect();
+        let reasons = ["none", "tcp_abort_on_close"].map(str::to_owned);
+        for (filter, kinds) in [
+            ("pid 812", vec!["open", "close", "retransmit", "reset_sent", "reset_received"]),
+            ("pid 7", vec!["listener"]),
+            ("kind close", vec!["close"]),
+            ("cause tail_loss_probe or cause unread_data", vec!["retransmit", "reset_sent"]),
+            ("cause fin_local", vec!["close"]),
+            ("reason tcp_abort*", vec!["reset_sent"]),
+            ("unread = 9B", vec!["reset_sent", "reset_received"]),
+            ("origin active", vec!["reset_sent"]),
+            (
+                "comm nginx and direction inbound and port 51234 and service 443 and not kind open",
+                vec!["close", "retransmit", "reset_sent", "reset_received"],
+            ),
+            ("not pid 812 and not pid 7", vec![]),
+            ("unit nginx.service", vec!["open", "close", "retransmit", "reset_sent", "reset_received"]),
+            ("not known unit", vec!["listener"]),
+            ("cgroup system.slice/nginx.service and kind retransmit", vec!["retransmit"]),
+        ] {
+            let filter: crate::filter::Filter = filter.parse().unwrap();
+            let found: Vec<_> =
+                events.iter().filter(|event| filter.selects(&event.facts(250, &reasons))).map(Event::name).collect();
+            assert_eq!(found, kinds, "{filter}");
+        }
     }
 }

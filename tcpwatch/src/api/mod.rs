@@ -4,9 +4,13 @@
 
 pub(crate) mod connection;
 pub(crate) mod event;
+pub(crate) mod interest;
 pub(crate) mod listener;
 pub(crate) mod owner;
 pub(crate) mod proof;
+#[cfg(test)]
+mod schema;
+pub(crate) mod service;
 pub(crate) mod status;
 pub(crate) mod text;
 
@@ -20,6 +24,7 @@ use tcpwatch_common::state::{Direction, TcpState};
 
 use crate::aggregate::owners::{self, Names};
 use crate::aggregate::snapshot::Service;
+use crate::filter::{ConnFacts, Filter};
 
 /// The connection table at a moment. The records are shared with the table: it costs a pointer a connection.
 #[derive(Clone, Debug, Default)]
@@ -36,15 +41,17 @@ pub(crate) struct Listing {
 
 impl Listing {
     /// What a slot is shown as.
-    fn service(&self, slot: u32) -> Service {
+    pub(crate) fn service(&self, slot: u32) -> Service {
         self.services.get(slot as usize).map_or(Service::Other, |(_, service)| *service)
     }
 
-    /// The connections as the API shows them.
-    pub(crate) fn connections(&self, ticks_per_second: u32) -> Vec<connection::Connection> {
+    /// The connections that a filter selects, as the API shows them.
+    pub(crate) fn connections(&self, ticks_per_second: u32, filter: Option<&Filter>) -> Vec<connection::Connection> {
         let moment = Moment { ktime_ns: self.ktime_ns, ticks_per_second };
+        let facts = |record| ConnFacts { record, service: self.service(record.slot), moment, names: Some(&self.names) };
         self.records
             .iter()
+            .filter(|record| filter.is_none_or(|filter| filter.selects(&facts(record))))
             .map(|record| {
                 let owner = owner::Owner::new(&owners::Owner::of(record), &self.names);
                 connection::Connection {
@@ -65,6 +72,18 @@ pub(crate) struct Moment {
     pub(crate) ticks_per_second: u32,
 }
 
+impl Moment {
+    /// How long ago something was.
+    pub(crate) fn age_ms(self, since_ns: u64) -> u64 {
+        self.ktime_ns.saturating_sub(since_ns) / 1_000_000
+    }
+
+    /// A number of jiffies, µs.
+    pub(crate) fn us(self, jiffies: u32) -> u64 {
+        u64::from(jiffies) * 1_000_000 / u64::from(self.ticks_per_second.max(1))
+    }
+}
+
 /// One line of JSON, with its end.
 pub(crate) fn line(object: &impl Serialize) -> String {
     // Only maps with keys that are no strings, or a failing `Serialize`, cannot be written; these types have neither.
@@ -74,7 +93,7 @@ pub(crate) fn line(object: &impl Serialize) -> String {
 }
 
 /// Our end and the peer's.
-fn ends(key: &ConnKey) -> (SocketAddr, SocketAddr) {
+pub(crate) fn ends(key: &ConnKey) -> (SocketAddr, SocketAddr) {
     let end = |address: [u8; 16], port| {
         let address = Ipv6Addr::from(address);
         let shown = if key.ip_version == 4 { address.to_canonical() } else { IpAddr::V6(address) };
@@ -84,6 +103,6 @@ fn ends(key: &ConnKey) -> (SocketAddr, SocketAddr) {
 }
 
 /// The name of a state; a number that no kernel we know has is shown as unknown.
-fn state_name(number: u8) -> &'static str {
+pub(crate) fn state_name(number: u8) -> &'static str {
     TcpState::from_u8(number).map_or("UNKNOWN", TcpState::name)
 }

@@ -10,6 +10,7 @@ use crate::aggregate::owners::{self, Names};
 
 /// A process, its user and its control group.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Owner {
     /// Process; null when it is not known.
     pub(crate) pid: Option<u32>,

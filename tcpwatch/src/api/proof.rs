@@ -7,6 +7,7 @@ use crate::aggregate::snapshot::{Compared, Snapshot};
 
 /// `compared` of `/api/v1/status`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Proof {
     /// Segments retransmitted, and the kernel's RetransSegs.
     pub(crate) retransmitted_segments: Sides,
@@ -22,6 +23,7 @@ pub(crate) struct Proof {
 
 /// One counter, on both sides, since the same moment.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Sides {
     /// What tcpwatch counted.
     pub(crate) ours: u64,
@@ -33,6 +35,7 @@ pub(crate) struct Sides {
 
 /// A part of a difference.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Gap {
     /// Which counter.
     pub(crate) counter: String,
@@ -46,6 +49,7 @@ pub(crate) struct Gap {
 
 /// One network namespace.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Namespace {
     /// Its inode number.
     pub(crate) netns: u32,

@@ -11,11 +11,12 @@ use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::state::{STATES, TcpState};
 
 use super::proof::Proof;
-use crate::aggregate::snapshot::{ProbeState, ProbeStatus, Snapshot};
+use crate::aggregate::snapshot::{GroupTotals, ProbeState, ProbeStatus, Snapshot};
 use crate::metrics::process::Process;
 
 /// `/api/v1/status`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Status {
     /// Of tcpwatch.
     pub(crate) version: String,
@@ -49,6 +50,7 @@ pub(crate) struct Status {
 
 /// A program of the table.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[expect(clippy::struct_field_names, reason = "the key that doctor --json has")]
 pub(crate) struct Probe {
     /// Its name.
@@ -67,6 +69,7 @@ pub(crate) struct Probe {
 
 /// Something that could not be kept.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Lost {
     /// Where, as in `tcpwatch_events_lost_total`.
     #[serde(rename = "where")]
@@ -79,6 +82,7 @@ pub(crate) struct Lost {
 
 /// The connection table.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Table {
     /// Held.
     pub(crate) connections: u64,
@@ -90,6 +94,7 @@ pub(crate) struct Table {
 
 /// The ring buffer.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Ring {
     /// Its size.
     pub(crate) size_bytes: u64,
@@ -99,6 +104,7 @@ pub(crate) struct Ring {
 
 /// Counters of the whole host.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Totals {
     /// Connections that reached ESTABLISHED.
     pub(crate) opened: u64,
@@ -122,6 +128,7 @@ pub(crate) struct Totals {
 
 /// What tcpwatch takes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Own {
     /// User and system time of the process.
     pub(crate) cpu_seconds: Option<f64>,
@@ -135,6 +142,7 @@ pub(crate) struct Own {
 
 /// A kernel program.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Program {
     /// Its name.
     pub(crate) name: String,
@@ -168,7 +176,7 @@ impl Status {
                 .map(|(state, count)| named(state.name(), *count))
                 .filter(|(_, count)| *count > 0)
                 .collect(),
-            totals: Totals::new(snapshot),
+            totals: Totals::of(&snapshot.groups),
             own: Own {
                 cpu_seconds: process.cpu_seconds,
                 resident_bytes: process.resident_bytes,
@@ -215,7 +223,8 @@ impl Probe {
     }
 }
 
-fn losses(snapshot: &Snapshot) -> Vec<Lost> {
+/// What could not be kept, by place.
+pub(crate) fn losses(snapshot: &Snapshot) -> Vec<Lost> {
     let own = &snapshot.own;
     let lost = |place: &str, program: &str, count| Lost { place: place.into(), program: program.into(), count };
     let kernel = Loss::ALL.iter().zip(own.losses).map(|(loss, count)| lost(loss.place(), loss.program(), count));
@@ -229,9 +238,10 @@ fn losses(snapshot: &Snapshot) -> Vec<Lost> {
 }
 
 impl Totals {
-    fn new(snapshot: &Snapshot) -> Self {
+    /// Of these groups together.
+    pub(crate) fn of<'a>(groups: impl IntoIterator<Item = &'a GroupTotals> + Copy) -> Self {
         let total = |word: usize| {
-            let words = snapshot.groups.iter().filter_map(|group| group.words.get(word));
+            let words = groups.into_iter().filter_map(|group| group.words.get(word));
             words.fold(0_u64, |sum, word| sum.wrapping_add(*word))
         };
         let sent = |cause| ResetOrigin::ALL.iter().map(|origin| total(group::resets(*origin, cause))).sum();

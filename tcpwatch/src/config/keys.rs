@@ -128,6 +128,8 @@ settings! {
     detail_per_second: Integer<0, 1_000_000> = 1000;
     /// Network namespaces to keep to, as paths such as "/proc/self/ns/net" or "/run/netns/blue". Empty: all of them.
     netns: List<AbsolutePath, 8> = Vec::new();
+    /// Serve /metrics/connections at the Unix socket: series for up to 200 connections, which come and go with them.
+    connection_metrics: Switch = false;
     /// Print what the kernel programs log, for debugging them.
     kernel_log: Switch = false;
     /// Refuse to start when a probe that this kernel should support cannot be attached.

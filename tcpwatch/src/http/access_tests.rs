@@ -52,8 +52,13 @@ async fn start(web: Option<&str>) -> Server {
     fs::write(folder.path().join("s.key"), certified.signing_key.serialize_pem()).unwrap();
     let access = watch::channel(access(folder.path(), web, true)).0;
     let (snapshots, newest) = watch::channel(Some(Arc::new(sample::empty())));
-    let feed = Feed { snapshots: newest, ask: mpsc::channel(1).0, events: broadcast::channel(1).0.downgrade() };
-    let pages = Pages::new(feed).unwrap();
+    let feed = Feed {
+        snapshots: newest,
+        ask: mpsc::channel(1).0,
+        events: broadcast::channel(1).0.downgrade(),
+        interests: Arc::default(),
+    };
+    let pages = Pages::new(feed, false).unwrap();
     let router = router(pages, Gate::new(access.subscribe()).unwrap());
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -201,6 +206,7 @@ async fn connection_data_can_be_switched_off_for_everybody() {
     assert_eq!(server.get("/api/v1/status", known).await.0, 200);
     // The same at the Unix socket, where nobody is asked who he is.
     let feed = Feed {
+        interests: Arc::default(),
         snapshots: server.snapshots.subscribe(),
         ask: mpsc::channel(1).0,
         events: broadcast::channel(1).0.downgrade(),

@@ -1,32 +1,27 @@
 //! The pages of the Unix socket beyond those of the TCP address.
 
-use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::sse::{self, KeepAlive, Sse};
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_stream::wrappers::BroadcastStream;
-use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
-use tokio_stream::{Stream, StreamExt as _};
 
-use super::{Ask, Pages, REFRESH_WAIT};
-use crate::api::event::Event;
+use super::params::{Params, Refusal};
+use super::{Ask, Pages, REFRESH_WAIT, details, events};
+use crate::aggregate::snapshot::Snapshot;
+use crate::api::service::services;
 use crate::api::status::Status;
-use crate::api::{Listing, Moment, line};
+use crate::api::{Listing, line};
+use crate::filter::Filter;
 use crate::metrics::process::Process;
 use crate::sys;
-use crate::top::columns;
+use crate::top::columns::{self, Column};
 
 /// The pages of the API.
 pub(super) fn pages() -> Router<Pages> {
@@ -34,139 +29,157 @@ pub(super) fn pages() -> Router<Pages> {
         .route("/api/v1/status", get(status))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/listeners", get(listeners))
-        .route("/api/v1/events", get(events))
+        .route("/api/v1/services", get(by_service))
+        .route("/api/v1/events", get(events::events))
+        .route("/metrics/connections", get(details::connections))
 }
 
-const STOPPING: (StatusCode, &str) = (StatusCode::SERVICE_UNAVAILABLE, "not ready: tcpwatch is starting or stopping\n");
+pub(super) const STOPPING: (StatusCode, &str) =
+    (StatusCode::SERVICE_UNAVAILABLE, "not ready: tcpwatch is starting or stopping\n");
+const FAILED: (StatusCode, &str) = (StatusCode::INTERNAL_SERVER_ERROR, "it failed; see the log\n");
+const LINES: (HeaderName, &str) = (header::CONTENT_TYPE, "application/x-ndjson");
+/// How many connections a filter selects, of which a page may show fewer.
+const TOTAL: HeaderName = HeaderName::from_static("x-total-count");
 
-async fn status(State(pages): State<Pages>) -> Response {
-    pages.refresh().await;
-    let Some(snapshot) = pages.feed.snapshots.borrow().clone() else { return STOPPING.into_response() };
+impl Pages {
+    /// The newest snapshot, of this moment if the daemon has the time.
+    async fn snapshot(&self) -> Result<Arc<Snapshot>, Response> {
+        self.refresh().await;
+        self.feed.snapshots.borrow().clone().ok_or_else(|| STOPPING.into_response())
+    }
+
+    /// The connection table of this moment.
+    pub(super) async fn listing(&self) -> Result<Listing, Response> {
+        self.answer(Ask::Connections).await
+    }
+
+    /// What the daemon answers; it is never waited for long.
+    async fn answer<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Response> {
+        let (to, answer) = oneshot::channel();
+        let asked = self.feed.ask.try_send(ask(to)).is_ok();
+        let answer = if asked { timeout(REFRESH_WAIT, answer).await.ok().and_then(Result::ok) } else { None };
+        answer.ok_or_else(|| {
+            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "the daemon is busy; ask again\n")
+                .into_response()
+        })
+    }
+
+    /// Makes a long answer: one at a time, off the thread that has the ring buffer to drain.
+    pub(super) async fn in_turn<T: Send + 'static>(
+        &self,
+        make: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Response> {
+        let turn = Arc::clone(&self.turn).acquire_owned().await;
+        let made = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            make()
+        });
+        made.await.map_err(|_| FAILED.into_response())
+    }
+}
+
+async fn status(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
+    Params::of(&uri, &[]).map_err(Refusal::into_response)?;
+    let snapshot = pages.snapshot().await?;
     let status = Status::new(&snapshot, Process::read(Path::new("/proc")));
-    ([(header::CONTENT_TYPE, "application/json")], line(&status)).into_response()
+    Ok(([(header::CONTENT_TYPE, "application/json")], line(&status)).into_response())
+}
+
+async fn by_service(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
+    Params::of(&uri, &[]).map_err(Refusal::into_response)?;
+    let (snapshot, before) = (pages.snapshot().await?, pages.past.before());
+    let text: String = services(&snapshot, before.as_deref()).iter().map(line).collect();
+    Ok(([LINES], text).into_response())
+}
+
+async fn listeners(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
+    Params::of(&uri, &[]).map_err(Refusal::into_response)?;
+    let listeners = pages.answer(Ask::Listeners).await?;
+    let text: String = listeners.iter().map(line).collect();
+    Ok(([LINES], text).into_response())
 }
 
 /// What of the connections is wanted.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Selection {
-    /// At most so many.
-    limit: Option<usize>,
-    /// By this column, those that matter most first.
-    sort: Option<String>,
+    filter: Option<Filter>,
+    /// Those that matter most by it come first.
+    sort: Option<&'static Column>,
+    offset: usize,
+    limit: usize,
 }
 
-async fn connections(
-    State(pages): State<Pages>,
-    selection: Result<Query<Selection>, QueryRejection>,
-) -> Result<Response, Response> {
-    let refuse = |why: String| (StatusCode::BAD_REQUEST, why).into_response();
-    let Query(selection) = selection.map_err(|error| refuse(format!("{error}; there are limit and sort\n")))?;
-    let column = match &selection.sort {
-        Some(name) => Some(columns::find(name).map_err(|error| refuse(format!("{error}\n")))?),
-        None => None,
-    };
-    let listing = answer(&pages, Ask::Connections).await?;
-    // One list at a time is turned into text, off the thread that has the ring buffer to drain.
-    let turn = pages.turn.acquire_owned().await;
-    let text = tokio::task::spawn_blocking(move || {
-        let _turn = turn;
-        text(&listing, column, selection.limit)
-    });
-    let text =
-        text.await.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "it failed; see the log\n").into_response())?;
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from(text)).into_response())
-}
-
-async fn listeners(State(pages): State<Pages>) -> Result<Response, Response> {
-    let listeners = answer(&pages, Ask::Listeners).await?;
-    let text: String = listeners.iter().map(line).collect();
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], text).into_response())
-}
-
-/// What the daemon answers; it is never waited for long.
-async fn answer<T>(pages: &Pages, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Response> {
-    let (to, answer) = oneshot::channel();
-    let asked = pages.feed.ask.try_send(ask(to)).is_ok();
-    let answer = if asked { timeout(REFRESH_WAIT, answer).await.ok().and_then(Result::ok) } else { None };
-    answer.ok_or_else(|| {
-        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "the daemon is busy; ask again\n")
-            .into_response()
-    })
-}
-
-fn text(listing: &Listing, column: Option<&columns::Column>, limit: Option<usize>) -> String {
-    let mut connections = listing.connections(sys::ticks_per_second());
-    if let Some(column) = column {
-        columns::sort(&mut connections, column, false);
-    }
-    connections.truncate(limit.unwrap_or(usize::MAX));
-    connections.iter().map(line).collect()
-}
-
-async fn events(State(pages): State<Pages>) -> Response {
-    let Some(events) = pages.feed.events.upgrade() else { return STOPPING.into_response() };
-    let snapshots = pages.feed.snapshots.clone();
-    let told = told(events.subscribe(), move |event| {
-        let moment = Moment { ktime_ns: sys::monotonic_ns(), ticks_per_second: sys::ticks_per_second() };
-        let unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        let snapshot = snapshots.borrow().clone();
-        let reasons = snapshot.as_ref().map_or(&[][..], |snapshot| &snapshot.facts.reasons);
-        event.to_json(moment, unix_ns, reasons)
-    });
-    Sse::new(told).keep_alive(KeepAlive::new()).into_response()
-}
-
-/// Events as they are sent; who is too slow is told how many there were in between.
-fn told(
-    events: tokio::sync::broadcast::Receiver<Arc<Event>>,
-    json: impl Fn(&Event) -> String,
-) -> impl Stream<Item = Result<sse::Event, Infallible>> {
-    BroadcastStream::new(events).map(move |event| {
-        Ok(match event {
-            Ok(event) => sse::Event::default().event(event.name()).data(json(&event)),
-            Err(BroadcastStreamRecvError::Lagged(missed)) => {
-                sse::Event::default().event("missed").data(format!("{{\"event\":\"missed\",\"missed\":{missed}}}"))
-            }
+impl Selection {
+    fn of(uri: &Uri) -> Result<Self, Refusal> {
+        let params = Params::of(uri, &["filter", "sort", "limit", "offset"])?;
+        Ok(Self {
+            filter: params.get("filter", str::parse)?,
+            sort: params.get("sort", columns::find)?,
+            offset: params.number("offset", usize::MAX)?.unwrap_or(0),
+            limit: params.number("limit", usize::MAX)?.unwrap_or(usize::MAX),
         })
-    })
+    }
+}
+
+async fn connections(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
+    let selection = Selection::of(&uri).map_err(Refusal::into_response)?;
+    let listing = pages.listing().await?;
+    let (text, total) = pages.in_turn(move || text(&listing, &selection)).await?;
+    Ok(([LINES, (TOTAL, total.to_string().as_str())], Body::from(text)).into_response())
+}
+
+/// A page of the connections, and how many there are on all pages.
+fn text(listing: &Listing, selection: &Selection) -> (String, usize) {
+    let mut connections = listing.connections(sys::ticks_per_second(), selection.filter.as_ref());
+    match selection.sort {
+        Some(column) => columns::sort(&mut connections, column, false),
+        // Pages are of one order.
+        None => connections.sort_by_key(|connection| connection.cookie),
+    }
+    let total = connections.len();
+    (connections.iter().skip(selection.offset).take(selection.limit).map(line).collect(), total)
 }
 
 #[cfg(test)]
 mod tests {
-    use tcpwatch_common::record::{Kind, Record};
-    use tokio::sync::broadcast;
-
     use super::*;
-    use crate::aggregate::snapshot::Service;
     use crate::api::connection::tests::busy;
 
-    #[tokio::test]
-    async fn a_slow_listener_is_told_how_many_it_missed() {
-        let (sender, receiver) = broadcast::channel(2);
-        for cookie in 0..5 {
-            let event = Event::of(&Record::Conn(Kind::Open, busy(cookie)), |_| Service::Other).unwrap();
-            sender.send(Arc::new(event)).unwrap();
-        }
-        drop(sender);
-        let response = Sse::new(told(receiver, |_| "{}".to_owned())).into_response();
-        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
-        let text = String::from_utf8(body.to_vec()).unwrap();
-        let missed = "event: missed\ndata: {\"event\":\"missed\",\"missed\":3}\n\n";
-        assert_eq!(text, format!("{missed}{}", "event: open\ndata: {}\n\n".repeat(2)));
-    }
-
     #[test]
-    fn the_list_is_sorted_and_limited() {
+    fn the_list_is_filtered_sorted_and_cut_into_pages() {
         let mut records = Vec::new();
-        for (cookie, srtt_us) in [(1, 10), (2, 30), (3, 20)] {
+        for (cookie, srtt_us) in [(3, 20), (1, 10), (2, 30)] {
             let mut record = busy(cookie);
             record.srtt_us = srtt_us;
             records.push(Arc::new(record));
         }
         let listing = Listing { records, ..Listing::default() };
-        let text = text(&listing, Some(columns::find("rtt").unwrap()), Some(2));
-        let cookies: Vec<_> = text.lines().map(|line| line.split(',').next().unwrap()).collect();
-        assert_eq!(cookies, ["{\"cookie\":2", "{\"cookie\":3"]);
+        for (query, cookies, total) in [
+            ("sort=rtt&limit=2", vec!["2", "3"], 3),
+            ("sort=rtt&limit=2&offset=2", vec!["1"], 3),
+            ("offset=1", vec!["2", "3"], 3),
+            ("offset=9", vec![], 3),
+            ("filter=srtt+%3E+15us&limit=1&sort=rtt", vec!["2"], 2),
+            ("filter=port+443+and+not+cookie+2", vec!["1", "3"], 2),
+            ("", vec!["1", "2", "3"], 3),
+        ] {
+            let selection = Selection::of(&format!("/?{query}").parse().unwrap()).unwrap_or_else(|e| panic!("{e:?}"));
+            let (text, found) = text(&listing, &selection);
+            let shown: Vec<_> = text.lines().map(|line| line.split([',', ':']).nth(1).unwrap()).collect();
+            assert_eq!((shown, found), (cookies, total), "{query}");
+        }
+    }
+
+    #[test]
+    fn wrong_parameters_are_refused() {
+        for (query, parameter, error) in [
+            ("sort=colour", "sort", "there are local, remote"),
+            ("limit=-1", "limit", "it must be a whole number"),
+            ("offset=x", "offset", "it must be a whole number"),
+            ("filter=state+OPEN", "filter", "there is no state `OPEN`; there are ESTABLISHED"),
+            ("page=2", "page", "there are filter, sort, limit, offset"),
+        ] {
+            let refusal = Selection::of(&format!("/?{query}").parse().unwrap()).err().unwrap();
+            assert!(refusal.parameter == parameter && refusal.error.contains(error), "{refusal:?}");
+        }
     }
 }

@@ -9,14 +9,17 @@
 mod access_tests;
 mod api;
 mod auth;
+mod details;
+pub(crate) mod events;
 mod host;
+pub(crate) mod params;
 mod serve;
 mod socket;
 mod tls;
 mod watched;
 mod web_config;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -32,6 +35,7 @@ use tokio::time::timeout;
 use crate::aggregate::snapshot::Snapshot;
 use crate::api::Listing;
 use crate::api::event::Event;
+use crate::api::interest::Interests;
 use crate::api::listener::Listener;
 use crate::metrics::{CONTENT_TYPE, Exporter, MetricsError};
 
@@ -59,6 +63,8 @@ pub(crate) struct Feed {
     pub(crate) ask: mpsc::Sender<Ask>,
     /// What happens; it ends with the daemon.
     pub(crate) events: broadcast::WeakSender<Arc<Event>>,
+    /// What of it somebody wants to hear of.
+    pub(crate) interests: Arc<Interests>,
 }
 
 /// What only the daemon can answer.
@@ -90,12 +96,41 @@ struct Pages {
     feed: Feed,
     /// One long answer at a time is turned into text: however many ask, they cost one thread.
     turn: Arc<Semaphore>,
+    /// Earlier pictures, for rates.
+    past: Arc<Past>,
+    /// Whether connections are shown as metrics.
+    connection_metrics: bool,
 }
 
 impl Pages {
-    fn new(feed: Feed) -> Result<Self, MetricsError> {
+    fn new(feed: Feed, connection_metrics: bool) -> Result<Self, MetricsError> {
         let exporter = Arc::new(Exporter::new(feed.snapshots.clone())?);
-        Ok(Self { exporter, feed, turn: Arc::new(Semaphore::new(1)) })
+        Ok(Self { exporter, feed, turn: Arc::new(Semaphore::new(1)), past: Arc::default(), connection_metrics })
+    }
+}
+
+/// Two earlier pictures, so that there is one that is from 10 to 20 s old.
+#[derive(Debug, Default)]
+struct Past(Mutex<[Option<Arc<Snapshot>>; 2]>);
+
+impl Past {
+    const WINDOW_NS: u64 = 10_000_000_000;
+
+    /// Takes the picture of now.
+    fn take(&self, now: Option<Arc<Snapshot>>) {
+        let (Ok(mut kept), Some(now)) = (self.0.lock(), now) else { return };
+        let [_, newer] = &*kept;
+        if newer.as_ref().is_none_or(|newer| now.ktime_ns.saturating_sub(newer.ktime_ns) >= Self::WINDOW_NS) {
+            kept.rotate_left(1);
+            let [_, newest] = &mut *kept;
+            *newest = Some(now);
+        }
+    }
+
+    /// The older of the two.
+    fn before(&self) -> Option<Arc<Snapshot>> {
+        let [older, newer] = self.0.lock().ok()?.clone();
+        older.or(newer)
     }
 }
 
@@ -110,23 +145,30 @@ const LOCAL_LIMITS: serve::Limits = serve::Limits {
 };
 
 /// Serves at both places until there will be no more snapshots. Then requests under way get a moment.
-pub(crate) async fn serve(tcp: TcpListener, unix: SocketFile, access: watch::Receiver<Arc<Access>>, feed: Feed) {
+pub(crate) async fn serve(
+    tcp: TcpListener,
+    unix: SocketFile,
+    access: watch::Receiver<Arc<Access>>,
+    feed: Feed,
+    connection_metrics: bool,
+) {
     let published = feed.snapshots.clone();
-    let Some((pages, gate)) = prepare(feed, access.clone()) else { return };
+    let Some((pages, gate)) = prepare(feed, access.clone(), connection_metrics) else { return };
     let counter = Arc::clone(&pages.exporter);
     let (listener, _file) = unix.into_parts();
-    let local = local_router(pages.clone(), gate.clone());
+    let (local, past) = (local_router(pages.clone(), gate.clone()), Arc::clone(&pages.past));
     let door = Door { listener: tcp, access };
     tokio::join!(
         serve::accept(door, router(pages, gate), Some(counter), serve::Limits::default(), end(published.clone())),
         // Whoever follows events ends that by leaving.
-        serve::accept(listener, local, None, LOCAL_LIMITS, end(published)),
+        serve::accept(listener, local, None, LOCAL_LIMITS, end(published.clone())),
+        remember(&past, published),
     );
 }
 
-fn prepare(feed: Feed, access: watch::Receiver<Arc<Access>>) -> Option<(Pages, Gate)> {
+fn prepare(feed: Feed, access: watch::Receiver<Arc<Access>>, connection_metrics: bool) -> Option<(Pages, Gate)> {
     let failed = |error: &dyn std::fmt::Display| log::error!("no HTTP: {error}");
-    let pages = Pages::new(feed).inspect_err(|error| failed(error)).ok()?;
+    let pages = Pages::new(feed, connection_metrics).inspect_err(|error| failed(error)).ok()?;
     let gate = Gate::new(access).inspect_err(|error| failed(error)).ok()?;
     Some((pages, gate))
 }
@@ -134,12 +176,22 @@ fn prepare(feed: Feed, access: watch::Receiver<Arc<Access>>) -> Option<(Pages, G
 /// Serves the pages of the Unix socket to the one who has the other end of `stream`, until that is closed.
 pub(crate) async fn serve_one(stream: UnixStream, access: watch::Receiver<Arc<Access>>, feed: Feed) {
     let published = feed.snapshots.clone();
-    let Some((pages, gate)) = prepare(feed, access) else { return };
-    let stopping = watch::channel(false);
+    let Some((pages, gate)) = prepare(feed, access, true) else { return };
+    let (stopping, past) = (watch::channel(false), Arc::clone(&pages.past));
     let router = local_router(pages, gate);
     tokio::select! {
         () = serve::converse(stream, Peer::default(), router, None, LOCAL_LIMITS, stopping.1, Arc::default()) => {}
-        () = end(published) => {}
+        () = remember(&past, published) => {}
+    }
+}
+
+/// Keeps pictures for rates, as long as there are more.
+async fn remember(past: &Past, mut published: watch::Receiver<Option<Arc<Snapshot>>>) {
+    loop {
+        past.take(published.borrow_and_update().clone());
+        if published.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -156,8 +208,8 @@ fn common() -> Router<Pages> {
         .route("/readyz", get(readiness))
 }
 
-const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/listeners, /api/v1/events, \
-                       /metrics, /healthz and /readyz\n";
+const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/listeners, /api/v1/services, /api/v1/events, \
+                       /metrics, /metrics/connections, /healthz and /readyz\n";
 
 /// All pages; who may have which is for the gate to decide.
 fn all(pages: Pages) -> Router {
@@ -245,12 +297,12 @@ mod tests {
     }
 
     fn feed(snapshots: watch::Receiver<Option<Arc<Snapshot>>>, ask: mpsc::Sender<Ask>) -> Feed {
-        Feed { snapshots, ask, events: broadcast::channel(1).0.downgrade() }
+        Feed { snapshots, ask, events: broadcast::channel(1).0.downgrade(), interests: Arc::default() }
     }
 
     async fn start_with(ask: mpsc::Sender<Ask>) -> Running {
         let (snapshots, newest) = watch::channel(None);
-        let pages = Pages::new(feed(newest, ask)).unwrap();
+        let pages = Pages::new(feed(newest, ask), false).unwrap();
         let exporter = Arc::clone(&pages.exporter);
         let names = vec!["web-1".to_owned()];
         let (changes, access) = watch::channel(Arc::new(Access { names, web: None, connection_data: true }));
@@ -366,8 +418,13 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let unix = SocketFile::bind(&folder.path().join("s")).unwrap();
-        let server =
-            tokio::spawn(serve(listener, unix, watch::channel(Arc::default()).1, feed(newest, mpsc::channel(1).0)));
+        let server = tokio::spawn(serve(
+            listener,
+            unix,
+            watch::channel(Arc::default()).1,
+            feed(newest, mpsc::channel(1).0),
+            false,
+        ));
         snapshots.send_replace(Some(Arc::new(sample::empty())));
         drop(snapshots);
         timeout(Duration::from_secs(20), server).await.unwrap().unwrap();

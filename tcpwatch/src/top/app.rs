@@ -2,6 +2,7 @@
 
 use crate::api::connection::Connection;
 use crate::api::status::{Status, Totals};
+use crate::filter::{Filter, FilterError};
 
 use super::columns::{self, COLUMNS, Column};
 
@@ -78,8 +79,10 @@ pub(crate) struct App {
     pub(crate) column: &'static Column,
     /// From the other end.
     pub(crate) reversed: bool,
-    /// Only rows with this in them.
+    /// What is typed as a filter.
     pub(crate) filter: String,
+    /// What is wrong with it as an expression; the rows are those of the last one that was right.
+    pub(crate) mistake: Option<String>,
     /// What keys go to.
     pub(crate) mode: Mode,
     /// The picture stays as it is.
@@ -88,7 +91,42 @@ pub(crate) struct App {
     pub(crate) first: usize,
     /// Why there is no newer picture.
     pub(crate) trouble: Option<String>,
+    kept: Kept,
     all: Vec<Connection>,
+}
+
+/// Which rows are kept.
+#[derive(Debug, Default)]
+enum Kept {
+    #[default]
+    All,
+    /// Those that an expression selects.
+    Selected(Filter),
+    /// Those with this text in them.
+    Containing(String),
+}
+
+impl Kept {
+    /// By what somebody typed: an expression when it begins with a word of the language, else a text.
+    fn of(typed: &str) -> Result<Self, FilterError> {
+        if typed.trim().is_empty() {
+            Ok(Self::All)
+        } else if Filter::is_meant(typed) {
+            typed.parse().map(Self::Selected)
+        } else {
+            Ok(Self::Containing(typed.to_lowercase()))
+        }
+    }
+
+    fn has(&self, connection: &Connection) -> bool {
+        match self {
+            Self::All => true,
+            Self::Selected(filter) => filter.selects(connection),
+            Self::Containing(text) => {
+                COLUMNS.iter().any(|column| (column.text)(connection).to_lowercase().contains(text))
+            }
+        }
+    }
 }
 
 /// Of the host, each second between the last two pictures.
@@ -116,12 +154,21 @@ impl App {
             column,
             reversed: false,
             filter: String::new(),
+            mistake: None,
+            kept: Kept::All,
             mode: Mode::Rows,
             paused: false,
             first: 0,
             trouble: None,
             all: Vec::new(),
         }
+    }
+
+    /// The same with a filter from the beginning.
+    pub(crate) fn filtered(mut self, typed: &str) -> Self {
+        typed.clone_into(&mut self.filter);
+        self.arrange();
+        self
     }
 
     /// How many connections the next picture needs; none is all of them.
@@ -154,9 +201,11 @@ impl App {
     }
 
     fn arrange(&mut self) {
-        let wanted = self.filter.to_lowercase();
-        let has = |c: &Connection| COLUMNS.iter().any(|column| (column.text)(c).to_lowercase().contains(&wanted));
-        self.rows = self.all.iter().filter(|c| wanted.is_empty() || has(c)).cloned().collect();
+        match Kept::of(&self.filter) {
+            Ok(kept) => (self.kept, self.mistake) = (kept, None),
+            Err(error) => self.mistake = Some(error.what().to_owned()),
+        }
+        self.rows = self.all.iter().filter(|c| self.kept.has(c)).cloned().collect();
         columns::sort(&mut self.rows, self.column, self.reversed);
         self.first = self.first.min(self.rows.len().saturating_sub(1));
     }
@@ -270,6 +319,21 @@ mod tests {
         assert_eq!((app.rows.len(), app.mode), (20, Mode::Rows));
         press(&mut app, "/NGINX");
         assert_eq!(app.rows.len(), 20);
+    }
+
+    #[test]
+    fn an_expression_selects_and_a_wrong_one_says_why() {
+        let mut app = app_with(20).filtered("peer port 1007");
+        assert_eq!((app.rows.len(), app.limit()), (1, None));
+        press(&mut app, "/ or sent > 17");
+        assert_eq!((app.rows.len(), app.mistake.is_some()), (1, true), "the last right one holds");
+        press(&mut app, "B");
+        assert_eq!((app.rows.len(), &app.mistake), (3, &None));
+        app.update(Input::Key(Key::Escape));
+        press(&mut app, "/peer prot");
+        assert!(app.mistake.as_ref().is_some_and(|why| why.contains("`prot` is not an address")), "{:?}", app.mistake);
+        app.update(Input::Key(Key::Escape));
+        assert_eq!((app.rows.len(), app.mistake), (20, None));
     }
 
     #[test]

@@ -261,7 +261,8 @@ fn limit(connection: &Connection) -> &'static str {
     all.into_iter().filter(|(us, _)| *us > 0).max_by_key(|(us, _)| *us).map_or("-", |(_, name)| name)
 }
 
-fn duration(us: Option<u32>) -> String {
+/// A time in µs, in at most seven characters.
+pub(crate) fn duration(us: Option<u32>) -> String {
     match us {
         None => "-".to_owned(),
         Some(us @ ..1_000) => format!("{us}us"),

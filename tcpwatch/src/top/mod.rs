@@ -19,6 +19,7 @@ use crate::cli;
 use crate::client::{Client, ClientError};
 use crate::config::{Config, Origin, Resolved};
 use crate::daemon::{self, DaemonError};
+use crate::filter::{Filter, FilterError};
 
 /// Why there is no view.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,9 @@ pub(crate) enum TopError {
     /// There is no such column.
     #[error(transparent)]
     Column(#[from] NoColumn),
+    /// The filter is wrong.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// The daemon does not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -44,7 +48,7 @@ impl TopError {
     /// The status to end with.
     pub(crate) const fn status(&self) -> u8 {
         match self {
-            Self::Column(_) | Self::NoTerminal => cli::USAGE,
+            Self::Column(_) | Self::Filter(_) | Self::NoTerminal => cli::USAGE,
             Self::Own(error) => error.status(),
             Self::Client(_) | Self::Terminal(_) => cli::FAILED,
         }
@@ -52,8 +56,9 @@ impl TopError {
 }
 
 /// Shows or prints the connections.
-pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str) -> Result<(), TopError> {
+pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str, expr: &[String]) -> Result<(), TopError> {
     let column = columns::find(sort)?;
+    let filter = Filter::of_words(expr)?;
     let terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
     if !once && !terminal {
         return Err(TopError::NoTerminal);
@@ -62,11 +67,11 @@ pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str) -> Result<(), Top
     let ended = runtime.block_on(async {
         let mut client = source(resolved).await?;
         if once {
-            let picture = picture(&mut client, column.name, None).await?;
+            let picture = picture(&mut client, column.name, None, filter.as_ref()).await?;
             return print(&picture.connections).map_err(TopError::Terminal);
         }
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        term::show(App::new(column), client, colour).await.map_err(TopError::Terminal)
+        term::show(App::new(column).filtered(&expr.join(" ")), client, colour).await.map_err(TopError::Terminal)
     });
     // What reads the keyboard may still wait for one.
     runtime.shutdown_background();
@@ -74,7 +79,7 @@ pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str) -> Result<(), Top
 }
 
 /// The daemon, or programs of our own where there is none. Whoever names a socket wants that one.
-async fn source(resolved: &Resolved) -> Result<Client, TopError> {
+pub(crate) async fn source(resolved: &Resolved) -> Result<Client, TopError> {
     match Client::connect(&resolved.config.socket).await {
         Err(error) if error.nobody() && *resolved.origin("socket") == Origin::Default => own(&resolved.config).await,
         outcome => Ok(outcome?),
@@ -102,8 +107,13 @@ async fn own(config: &Config) -> Result<Client, TopError> {
 }
 
 /// What the daemon says now.
-async fn picture(client: &mut Client, column: &str, limit: Option<usize>) -> Result<Picture, ClientError> {
-    Ok(Picture { status: client.status().await?, connections: client.connections(column, limit).await? })
+async fn picture(
+    client: &mut Client,
+    column: &str,
+    limit: Option<usize>,
+    filter: Option<&Filter>,
+) -> Result<Picture, ClientError> {
+    Ok(Picture { status: client.status().await?, connections: client.connections(column, limit, filter).await? })
 }
 
 /// Prints every row; on a terminal no wider than that.

@@ -78,7 +78,7 @@ async fn follow(
     answered: mpsc::Sender<Input>,
 ) {
     while let Some((column, limit)) = asked.recv().await {
-        let input = match super::picture(&mut client, column, limit).await {
+        let input = match super::picture(&mut client, column, limit, None).await {
             Ok(picture) => Input::Picture(Box::new(picture)),
             Err(error) => Input::Trouble(error.to_string()),
         };

@@ -140,7 +140,8 @@ fn cell(text: &str, column: &Column, width: u16) -> String {
 
 fn footer(app: &App, theme: Theme) -> Line<'static> {
     if app.mode == Mode::Filter {
-        return Line::from(format!("filter: {}_   Enter keeps it, Esc drops it", app.filter));
+        let said = app.mistake.as_deref().unwrap_or("Enter keeps it, Esc drops it");
+        return Line::from(format!("filter: {}_   {said}", app.filter));
     }
     if let Some(why) = &app.trouble {
         return Line::styled(why.clone(), theme.bad());
@@ -160,7 +161,10 @@ fn help(frame: &mut Frame<'_>, area: Rect) {
         "q, Ctrl-C       quit",
         "s, S            sort by the next, the previous column",
         "r               reverse the order",
-        "/               keep rows that contain a text; Esc drops it",
+        "/               keep rows that an expression selects, such as",
+        "                port 443 and srtt > 50ms; what does not begin",
+        "                with a word of that language is searched as text",
+        "Esc             drop the filter",
         "p, space        pause",
         "arrows, PgUp    move; Home and End go to the ends",
         "",

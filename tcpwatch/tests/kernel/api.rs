@@ -31,7 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Daemon {
-    fn socket(&self) -> std::path::PathBuf {
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
         self.folder.path().join("tcpwatch.sock")
     }
 
@@ -43,18 +43,24 @@ impl Daemon {
         Ok(stream)
     }
 
-    /// The lines that `path` answers, each an object.
-    pub(crate) fn ask(&self, path: &str) -> Result<Vec<Value>> {
+    /// What `path` answers: head and body.
+    pub(crate) fn answer(&self, path: &str) -> Result<(String, String)> {
         let mut answer = String::new();
         self.request(path)?.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        ensure!(head.starts_with("HTTP/1.1 200"), "{answer}");
+        Ok((head.to_owned(), body.to_owned()))
+    }
+
+    /// The lines that `path` answers, each an object.
+    pub(crate) fn ask(&self, path: &str) -> Result<Vec<Value>> {
+        let (head, body) = self.answer(path)?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "{head}: {body}");
         body.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
-    /// The stream of events, which has begun.
-    fn follow(&self) -> Result<BufReader<UnixStream>> {
-        let mut stream = BufReader::new(self.request("/api/v1/events")?);
+    /// A stream of events, which has begun.
+    pub(crate) fn follow(&self, path: &str) -> Result<BufReader<UnixStream>> {
+        let mut stream = BufReader::new(self.request(path)?);
         let mut line = String::new();
         while line != "\r\n" {
             line.clear();
@@ -156,7 +162,7 @@ fn status() -> Result<()> {
 fn events() -> Result<()> {
     let path = Path::builder().build()?;
     let daemon = Daemon::watching(&[path.a(), path.b()])?;
-    let mut stream = daemon.follow()?;
+    let mut stream = daemon.follow("/api/v1/events")?;
     let mut line = String::new();
     let traffic = Traffic::over(&path, Family::ALL[0]);
     let server = traffic.listen()?;
@@ -193,7 +199,7 @@ fn socket() -> Result<()> {
     let found = fs::metadata(&socket)?;
     ensure!(found.file_type().is_socket() && found.permissions().mode() & 0o777 == 0o660, "{found:?}");
     // A listener of events does not keep the daemon from ending.
-    let mut listener = daemon.follow()?;
+    let mut listener = daemon.follow("/api/v1/events")?;
     let began = Instant::now();
     daemon.signal_stop()?;
     listener.read_to_string(&mut String::new())?;

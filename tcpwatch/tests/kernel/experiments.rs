@@ -71,7 +71,7 @@ fn peer_vanishes() -> Result<()> {
     let (mut backoffs, mut timeouts, mut longest_rto) = (0, 0, 0);
     let truth = play(&daemon, &stage, |c| {
         backoffs = backoffs.max(number(c, "rto_backoff"));
-        longest_rto = longest_rto.max(number(c, "rto_ms"));
+        longest_rto = longest_rto.max(number(c, "rto_us") / 1000);
         timeouts = timeouts.max(number(&c["retransmits"], "timeout"));
     })?;
     ensure!(truth.kernel[0].get("TcpExt", "TCPAbortOnTimeout")? == 1, "{truth}");

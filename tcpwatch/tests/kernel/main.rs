@@ -20,6 +20,7 @@ mod retransmits;
 mod rtt;
 mod service;
 mod soak;
+mod trace;
 mod truth_retransmits;
 mod truth_rtt;
 
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     trials.extend(api::trials());
     trials.extend(owners::trials());
     trials.extend(service::trials());
+    trials.extend(trace::trials());
     harness::run(trials)
 }
 
