@@ -151,7 +151,8 @@ fn footer(app: &App, theme: Theme) -> Line<'static> {
         text.push_str(", reversed");
     }
     if !app.filter.is_empty() {
-        text = format!("filter: {} (Esc drops it)   {text}", app.filter);
+        let wrong = app.mistake.as_ref().map_or_else(String::new, |why| format!(" is wrong: {why}"));
+        text = format!("filter: {}{wrong} (Esc drops it)   {text}", app.filter);
     }
     Line::styled(text, theme.quiet())
 }
