@@ -209,7 +209,7 @@ mod tests {
     fn what_is_not_known_is_not_selected_either_way() {
         let connection = shown(&busy(1));
         let mut unknown = busy(2);
-        unknown.pid = 0;
+        (unknown.pid, unknown.uid) = (0, 33);
         let unknown = shown(&unknown);
         for (filter, of_known, of_unknown) in [
             ("pid 812", true, false),

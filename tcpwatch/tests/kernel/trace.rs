@@ -214,7 +214,7 @@ fn slow() -> Result<()> {
             Some("open" | "close") => told += 1,
             Some("missed") => missed += event["missed"].as_i64().context("no number")?,
             Some("lost") => {
-                lost += event["lost"].as_object().context("no places")?.values().filter_map(Value::as_i64).sum::<i64>()
+                lost += event["lost"].as_object().context("no places")?.values().filter_map(Value::as_i64).sum::<i64>();
             }
             _ => bail!("{event}"),
         }
