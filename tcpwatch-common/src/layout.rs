@@ -148,6 +148,7 @@ layout! {
     reord_seen: optional "tcp_sock" "reord_seen" 4;
     lost: optional "tcp_sock" "lost" 4;
     sack_ok: optional "tcp_sock" "rx_opt.sack_ok" 1;
+    nonagle: optional "tcp_sock" "nonagle" 1;
     undo_marker: optional "tcp_sock" "undo_marker" 4;
     undo_retrans: optional "tcp_sock" "undo_retrans" 4;
     netns_inum: required "net" "ns.inum" 4;

@@ -226,7 +226,9 @@ wire! {
         /// Bits of [`crate::limits::application`].
         pub application: u8,
         /// Padding.
-        pub reserved: [u8; 2],
+        pub reserved: u8,
+        /// 1 when the application switched Nagle's algorithm off (TCP_NODELAY).
+        pub nodelay: u8,
         /// Name of the congestion control.
         pub congestion: [u8; CONGESTION_LEN],
         /// Id of the owner's control group, of the socket's while no owner is known; 0 for none.

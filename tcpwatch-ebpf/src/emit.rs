@@ -498,7 +498,8 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         probes_out: sock.icsk_probes_out();
         ecn_flags: sock.ecn_flags();
         application: busy | rate;
-        reserved: [0; 2];
+        reserved: 0;
+        nodelay: u8::from(sock.nodelay());
         comm: conn.comm;
         sketch: conn.sketch;
     }

@@ -162,6 +162,12 @@ impl TcpSock {
         self.read_bits(&LAYOUT.sack_ok) != 0
     }
 
+    /// Whether the application switched Nagle's algorithm off (`TCP_NAGLE_OFF`, include/net/tcp.h).
+    #[inline(always)]
+    pub fn nodelay(self) -> bool {
+        self.read_bits(&LAYOUT.nonagle) & 1 != 0
+    }
+
     /// The operations of its congestion control; `None` where they cannot be read.
     #[inline(always)]
     fn congestion_ops(self) -> Option<*const u8> {

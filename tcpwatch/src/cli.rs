@@ -14,6 +14,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::{self, Choice, ConfigError, Flag, Layers, Resolved};
+use crate::explain;
 use crate::filter;
 use crate::http::WebConfigError;
 use crate::metrics;
@@ -64,6 +65,11 @@ pub(crate) enum Command {
     /// It asks the daemon as `top` does. What could not be shown is counted on standard error, or in the lines of --json.
     #[command(override_usage = "tcpwatch trace [OPTIONS] [resets|retransmits|connections|all] [EXPR]")]
     Trace(trace::Args),
+    /// Tell what limits each connection and service, and what would help
+    ///
+    /// With a daemon, from what it has counted; without one, at once from what the kernel has kept per socket. Nothing is
+    /// changed: remedies are for you to weigh.
+    Explain(explain::command::Args),
     /// Tell what this kernel offers, what is attached and what is lost
     Doctor(Doctor),
     /// Record everything that the daemon would see, to replay it anywhere
@@ -266,6 +272,7 @@ pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> 
         Command::Run(_)
         | Command::Top(_)
         | Command::Trace(_)
+        | Command::Explain(_)
         | Command::Doctor(_)
         | Command::Record(_)
         | Command::Replay(_) => {

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use crate::api::connection::Connection;
 use crate::api::interest::Kinds;
 use crate::api::status::Status;
+use crate::explain::Explained;
 use crate::filter::Filter;
 use crate::http::params::Refusal;
 
@@ -115,6 +116,23 @@ impl Client {
         let path = path_with(
             "/api/v1/connections",
             &[("sort", Some(sort)), ("limit", limit.as_deref()), ("filter", filter.as_deref())],
+        );
+        let body = self.get(&path).await?;
+        body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| parse(&path, line)).collect()
+    }
+
+    /// Verdicts, a line of JSON each: of everything in trouble, or of `all` that the filter selects.
+    pub(crate) async fn explain(
+        &mut self,
+        filter: Option<&Filter>,
+        window: Option<Duration>,
+        all: bool,
+    ) -> Result<Vec<Explained>, ClientError> {
+        let filter = filter.map(ToString::to_string);
+        let window = window.map(|time| format!("{}ms", time.as_millis()));
+        let path = path_with(
+            "/api/v1/explain",
+            &[("filter", filter.as_deref()), ("for", window.as_deref()), ("all", all.then_some("true"))],
         );
         let body = self.get(&path).await?;
         body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| parse(&path, line)).collect()

@@ -14,6 +14,7 @@ mod client;
 mod config;
 mod daemon;
 mod doctor;
+mod explain;
 mod filter;
 #[cfg(test)]
 mod golden;
@@ -79,6 +80,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
     if let Command::Top(top) = &cli.command {
         return top::run(&resolved, top.once, &top.sort, &top.expr)
+            .map_err(|error| Failure { status: error.status(), text: error.to_string() });
+    }
+    if let Command::Explain(args) = &cli.command {
+        return explain::command::run(&resolved, args)
             .map_err(|error| Failure { status: error.status(), text: error.to_string() });
     }
     if let Command::Trace(args) = &cli.command {

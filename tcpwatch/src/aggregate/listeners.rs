@@ -74,10 +74,12 @@ impl Listeners {
                 queue: 0,
                 limit: 0,
                 drops: 0,
+                half_open: 0,
             });
             stats.queue = stats.queue.saturating_add(record.queue);
             stats.limit = stats.limit.saturating_add(record.backlog);
             stats.drops = stats.drops.saturating_add(record.drops);
+            stats.half_open = stats.half_open.saturating_add(record.half_open);
         }
         by_address.into_values().collect()
     }

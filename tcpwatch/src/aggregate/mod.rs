@@ -23,6 +23,7 @@ use self::services::{Grant, Services};
 use self::snapshot::{Compared, Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
 use crate::api::{self, Listing};
+use crate::explain::Short;
 use crate::kernel::maps::{Counters, SlotCounters};
 
 /// Reasons for which a record cannot be decoded, in the order of [`Aggregator::errors`].
@@ -61,6 +62,11 @@ pub(crate) struct Aggregator {
     recent: RecentRtt,
     events: [u64; Kind::ALL.len()],
     errors: [u64; DECODE_REASONS.len()],
+    began_ns: u64,
+    /// Closed connections in sum, by group slot.
+    short: Vec<Short>,
+    /// As of the last reading.
+    namespaces: Vec<NamespaceStats>,
 }
 
 impl Aggregator {
@@ -75,6 +81,9 @@ impl Aggregator {
             recent: RecentRtt::new(now_ns),
             events: [0; Kind::ALL.len()],
             errors: [0; DECODE_REASONS.len()],
+            began_ns: now_ns,
+            short: vec![Short::default(); slot::COUNT],
+            namespaces: Vec::new(),
         }
     }
 
@@ -140,6 +149,9 @@ impl Aggregator {
         self.owners.note(&owner, conn.header.ktime_ns);
         if kind == Kind::Close {
             self.table.remove(conn.cookie);
+            if let Some(short) = self.short.get_mut(conn.slot as usize) {
+                short.take(&conn);
+            }
             self.owners.closed(conn.cookie, owner);
             return None;
         }
@@ -227,11 +239,21 @@ impl Aggregator {
     pub(crate) fn listing(&self, ktime_ns: u64) -> Listing {
         let services = (0..self.slots_used()).map(|slot| self.services.shown(slot)).collect();
         let names = Arc::clone(self.owners.names());
-        Listing { ktime_ns, records: self.table.records(), services, names }
+        Listing {
+            ktime_ns,
+            records: self.table.records(),
+            services,
+            names,
+            began_ns: self.began_ns,
+            short: self.short.clone(),
+            listeners: self.listeners.stats(),
+            namespaces: self.namespaces.clone(),
+        }
     }
 
     /// A picture of now.
     pub(crate) fn snapshot(&mut self, counters: &Counters, reading: Reading) -> Snapshot {
+        self.namespaces.clone_from(&reading.namespaces);
         let counted = |slot: u32| counters.slots.get(slot as usize).is_some_and(|c| *c != SlotCounters::ZERO);
         self.services.label(counted);
         let mut states = [0; STATES];

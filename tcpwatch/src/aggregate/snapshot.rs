@@ -69,6 +69,8 @@ pub(crate) struct ListenerStats {
     pub(crate) limit: u32,
     /// Segments dropped.
     pub(crate) drops: u32,
+    /// Handshakes under way.
+    pub(crate) half_open: u32,
 }
 
 /// What the kernel counts in one network namespace.
@@ -82,6 +84,8 @@ pub(crate) struct NamespaceStats {
     pub(crate) listen_overflows: u64,
     /// The kernel's counters beside ours.
     pub(crate) compared: Compared,
+    /// `net.ipv4.ip_local_port_range`: the first and the last.
+    pub(crate) port_range: [u32; 2],
 }
 
 /// The kernel's own counters beside ours, since the same moment: a baseline taken after the last probe was attached.

@@ -23,7 +23,8 @@ use tcpwatch_common::record::ConnRecord;
 use tcpwatch_common::state::{Direction, TcpState};
 
 use crate::aggregate::owners::{self, Names};
-use crate::aggregate::snapshot::Service;
+use crate::aggregate::snapshot::{ListenerStats, NamespaceStats, Service};
+use crate::explain::Short;
 use crate::filter::{ConnFacts, Filter};
 
 /// The connection table at a moment. The records are shared with the table: it costs a pointer a connection.
@@ -37,6 +38,14 @@ pub(crate) struct Listing {
     pub(crate) services: Vec<(Direction, Service)>,
     /// Users and control groups.
     pub(crate) names: Arc<Names>,
+    /// When watching began, ns of CLOCK_MONOTONIC.
+    pub(crate) began_ns: u64,
+    /// Closed connections in sum, by group slot.
+    pub(crate) short: Vec<Short>,
+    /// Listening sockets.
+    pub(crate) listeners: Vec<ListenerStats>,
+    /// What the kernel counts in each network namespace.
+    pub(crate) namespaces: Vec<NamespaceStats>,
 }
 
 impl Listing {
@@ -45,13 +54,18 @@ impl Listing {
         self.services.get(slot as usize).map_or(Service::Other, |(_, service)| *service)
     }
 
+    /// What a filter looks at in a connection.
+    pub(crate) fn facts<'a>(&'a self, record: &'a ConnRecord, ticks_per_second: u32) -> ConnFacts<'a> {
+        let moment = Moment { ktime_ns: self.ktime_ns, ticks_per_second };
+        ConnFacts { record, service: self.service(record.slot), moment, names: Some(&self.names) }
+    }
+
     /// The connections that a filter selects, as the API shows them.
     pub(crate) fn connections(&self, ticks_per_second: u32, filter: Option<&Filter>) -> Vec<connection::Connection> {
         let moment = Moment { ktime_ns: self.ktime_ns, ticks_per_second };
-        let facts = |record| ConnFacts { record, service: self.service(record.slot), moment, names: Some(&self.names) };
         self.records
             .iter()
-            .filter(|record| filter.is_none_or(|filter| filter.selects(&facts(record))))
+            .filter(|record| filter.is_none_or(|filter| filter.selects(&self.facts(record, ticks_per_second))))
             .map(|record| {
                 let owner = owner::Owner::new(&owners::Owner::of(record), &self.names);
                 connection::Connection {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -18,6 +19,8 @@ use crate::aggregate::snapshot::Snapshot;
 use crate::api::service::services;
 use crate::api::status::Status;
 use crate::api::{Listing, line};
+use crate::config;
+use crate::explain::Sight;
 use crate::filter::Filter;
 use crate::metrics::process::Process;
 use crate::sys;
@@ -30,6 +33,7 @@ pub(super) fn pages() -> Router<Pages> {
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/listeners", get(listeners))
         .route("/api/v1/services", get(by_service))
+        .route("/api/v1/explain", get(explain))
         .route("/api/v1/events", get(events::events))
         .route("/metrics/connections", get(details::connections))
 }
@@ -90,6 +94,42 @@ async fn by_service(State(pages): State<Pages>, uri: Uri) -> Result<Response, Re
     let (snapshot, before) = (pages.snapshot().await?, pages.past.before());
     let text: String = services(&snapshot, before.as_deref()).iter().map(line).collect();
     Ok(([LINES], text).into_response())
+}
+
+/// How long the window of an explanation may be, s: the daemon keeps the table of its beginning.
+const LONGEST_WINDOW: Duration = Duration::from_secs(600);
+
+async fn explain(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
+    let (filter, time, all) = asked(&uri).map_err(Refusal::into_response)?;
+    let before = match time {
+        Some(time) => {
+            let before = pages.listing().await?;
+            tokio::time::sleep(time).await;
+            Some(before)
+        }
+        None => None,
+    };
+    // A snapshot first: it brings the namespaces up to date.
+    pages.snapshot().await?;
+    let now = pages.listing().await?;
+    let sight = Sight { now, before, ticks_per_second: sys::ticks_per_second() };
+    let text = pages.in_turn(move || sight.lines(filter.as_ref(), all)).await?;
+    Ok(([LINES], text).into_response())
+}
+
+/// The filter, the window, and whether those without trouble are wanted too.
+fn asked(uri: &Uri) -> Result<(Option<Filter>, Option<Duration>, bool), Refusal> {
+    let params = Params::of(uri, &["filter", "for", "all"])?;
+    let time = |text: &str| {
+        let time = config::duration(text).filter(|time| *time <= LONGEST_WINDOW);
+        time.ok_or("it must be a time such as 500ms, 10s or 5m, and at most 10m")
+    };
+    let all = |text: &str| match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("it must be true or false"),
+    };
+    Ok((params.get("filter", str::parse)?, params.get("for", time)?, params.get("all", all)?.unwrap_or(false)))
 }
 
 async fn listeners(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {

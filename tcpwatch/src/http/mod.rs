@@ -208,7 +208,7 @@ fn common() -> Router<Pages> {
         .route("/readyz", get(readiness))
 }
 
-const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/listeners, /api/v1/services, /api/v1/events, \
+const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/listeners, /api/v1/services, /api/v1/explain, /api/v1/events, \
                        /metrics, /metrics/connections, /healthz and /readyz\n";
 
 /// All pages; who may have which is for the gate to decide.

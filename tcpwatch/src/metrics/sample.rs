@@ -65,6 +65,7 @@ pub(crate) fn full(services: u16) -> Snapshot {
         queue: 1,
         limit: 128,
         drops: 2,
+        half_open: 1,
     }));
     let namespaces = if services > 1 { MOST_NAMESPACES as u32 + 1 } else { 1 };
     snapshot.namespaces.extend((0..namespaces).map(|i| NamespaceStats {
@@ -72,6 +73,7 @@ pub(crate) fn full(services: u16) -> Snapshot {
         time_wait: 3,
         listen_overflows: 4,
         compared: compared(),
+        port_range: [32_768, 60_999],
     }));
     snapshot.compared = compared();
     snapshot.unreadable_namespaces = 1;

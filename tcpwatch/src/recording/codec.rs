@@ -216,13 +216,18 @@ fn each_word(counters: &mut Counters, reading: &mut Reading, mut each: impl FnMu
         *mean_run_seconds = runs.map(|_| mean);
         each(recursion_misses);
     }
-    for NamespaceStats { netns, time_wait, listen_overflows, compared } in namespaces {
+    for NamespaceStats { netns, time_wait, listen_overflows, compared, port_range } in namespaces {
         let mut inode = u64::from(*netns);
         each(&mut inode);
         *netns = inode as u32;
         each(time_wait);
         each(listen_overflows);
         compared.words().into_iter().for_each(&mut each);
+        for port in port_range {
+            let mut number = u64::from(*port);
+            each(&mut number);
+            *port = number as u32;
+        }
     }
     let Counters { slots, reasons, losses, gauges } = counters;
     reasons.iter_mut().chain(losses).chain(gauges).for_each(&mut each);

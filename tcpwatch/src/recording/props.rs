@@ -99,6 +99,7 @@ fn reading() -> impl Strategy<Value = Owned> {
                     netns: ring as u32,
                     time_wait: maps + i,
                     listen_overflows: ktime,
+                    port_range: [ring as u32, u32::MAX],
                     compared: Compared { kernel_resets_sent: used, resets_sent: maps, ..Compared::default() },
                 })
                 .collect();

@@ -99,14 +99,17 @@ impl Watched {
     /// Reads what the kernel counts in the namespace at `path`.
     pub(super) fn look(&mut self, path: &Path, ours: &ByNamespace) -> io::Result<()> {
         let inode = self.stats.netns;
-        let (cookie, pair, sockstat, netstat) = within(path, || {
+        let (cookie, pair, sockstat, netstat, ports) = within(path, || {
             Ok((
                 sys::netns_cookie().unwrap_or(0),
                 Pair::read(inode, ours)?,
                 fs::read_to_string("/proc/thread-self/net/sockstat")?,
                 fs::read_to_string("/proc/thread-self/net/netstat")?,
+                fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default(),
             ))
         })?;
+        let mut ports = ports.split_ascii_whitespace().map_while(|word| word.parse().ok());
+        self.stats.port_range = [ports.next().unwrap_or(0), ports.next().unwrap_or(0)];
         self.stats.time_wait = in_line(&sockstat, "TCP:", "tw").unwrap_or(0);
         self.stats.listen_overflows = in_table(&netstat, "TcpExt:", "ListenOverflows").unwrap_or(0);
         if let Some(pair) = pair {

@@ -1,0 +1,205 @@
+//! What limits a connection, and what would help: the rules behind `tcpwatch explain`.
+//!
+//! Pure and clockless: readings of connections, listeners and namespaces go in, verdicts with their evidence come out. A
+//! rule of a connection is an entry of [`rules::RULES`]; it looks at [`facts::Facts`] and at nothing else.
+
+pub(crate) mod command;
+mod facts;
+mod host;
+mod rules;
+mod service;
+mod trouble;
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tcpwatch_common::record::ConnRecord;
+use tcpwatch_common::state::{Direction, TcpState};
+
+use self::facts::Facts;
+use self::facts::Now;
+pub(crate) use self::service::Short;
+use self::service::Sums;
+pub(crate) use self::verdict::{Explained, Id, Subject, Verdict};
+use crate::aggregate::snapshot::Service;
+use crate::api::{Listing, line};
+use crate::filter::Filter;
+
+/// Segments in both directions below which nothing can be said of a connection.
+const ENOUGH_SEGMENTS: u64 = 10;
+
+/// Everything that is looked at: now, and at the beginning of the window if it does not go back to the start.
+#[derive(Clone, Debug)]
+pub(crate) struct Sight {
+    /// Connections, closed ones in sum, listeners and namespaces of this moment.
+    pub(crate) now: Listing,
+    /// The same at the beginning of the window; none for all that is known.
+    pub(crate) before: Option<Listing>,
+    /// Jiffies in a second.
+    pub(crate) ticks_per_second: u32,
+}
+
+impl Sight {
+    /// Verdicts as lines of JSON. With a filter, of the connections that it selects; without, of everything. Subjects without
+    /// trouble only if `all` are wanted or a filter chose them; what is left out is counted in a last line.
+    pub(crate) fn lines(&self, filter: Option<&Filter>, all: bool) -> String {
+        let ticks = self.ticks_per_second;
+        let wanted =
+            |record: &Arc<ConnRecord>| filter.is_none_or(|filter| filter.selects(&self.now.facts(record, ticks)));
+        let mut explained = if filter.is_none() { self.services() } else { Vec::new() };
+        if filter.is_none() {
+            explained.extend(self.host());
+        }
+        let mut connections = self.connections(wanted);
+        if !all && filter.is_none() {
+            let summary = summary(&connections, self.before.is_none());
+            connections.retain(Explained::is_trouble);
+            connections.extend(summary);
+        }
+        explained.extend(connections);
+        explained.iter().map(line).collect()
+    }
+
+    /// Verdicts on every connection that `wanted` selects.
+    pub(crate) fn connections(&self, wanted: impl Fn(&Arc<ConnRecord>) -> bool) -> Vec<Explained> {
+        let clock = Now { ktime_ns: self.now.ktime_ns, ticks_per_second: self.ticks_per_second };
+        let mut before: Vec<&Arc<ConnRecord>> = self.before.iter().flat_map(|listing| &listing.records).collect();
+        before.sort_unstable_by_key(|record| record.cookie);
+        let earlier = |cookie: u64| {
+            let at = before.binary_search_by_key(&cookie, |record| record.cookie).ok()?;
+            before.get(at).map(|record| &***record)
+        };
+        let chosen = self.now.records.iter().filter(|record| wanted(record));
+        chosen.map(|record| self.connection(record, earlier(record.cookie), clock)).collect()
+    }
+
+    fn connection(&self, record: &ConnRecord, before: Option<&ConnRecord>, clock: Now) -> Explained {
+        let facts = Facts::new(record, before, clock);
+        let (local, remote) = crate::api::ends(&record.key);
+        Explained {
+            subject: Subject::Connection {
+                cookie: record.cookie,
+                local: local.to_string(),
+                remote: remote.to_string(),
+                state: crate::api::state_name(record.state).to_owned(),
+                service: self.now.service(record.slot).label(),
+                pid: (record.pid != 0).then_some(record.pid),
+                comm: crate::api::text::printable(&record.comm),
+            },
+            window_s: seconds(facts.window_us),
+            window: window(facts.since_open),
+            verdicts: judge(&facts, clock.ticks_per_second),
+        }
+    }
+
+    /// Verdicts on services, by the connections that they opened and closed.
+    pub(crate) fn services(&self) -> Vec<Explained> {
+        let nothing = Sums::default();
+        // Several slots of the kernel's counters may share a label.
+        let mut sums: BTreeMap<(Direction, Service), Sums> = BTreeMap::new();
+        for (slot, (now, (direction, service))) in self.now.short.iter().zip(&self.now.services).enumerate() {
+            let before =
+                self.before.as_ref().and_then(|before| before.short.get(slot)).map_or(&nothing, |short| &short.sums);
+            let sum = sums.entry((*direction, *service)).or_default();
+            *sum = sum.plus(&now.sums.since(before));
+        }
+        let from_ns = self.before.as_ref().map_or(self.now.began_ns, |before| before.ktime_ns);
+        let told = sums.into_iter().filter(|((direction, _), _)| *direction != Direction::Unknown);
+        told.map(|((direction, service), short)| Explained {
+            subject: Subject::Service { direction: direction.name().to_owned(), service: service.label() },
+            window_s: seconds(self.now.ktime_ns.saturating_sub(from_ns) / 1000),
+            window: window(self.before.is_none()),
+            verdicts: service::judge(&short),
+        })
+        .filter(|explained| !explained.verdicts.is_empty())
+        .collect()
+    }
+
+    /// Verdicts on listeners and network namespaces that are in trouble.
+    pub(crate) fn host(&self) -> Vec<Explained> {
+        host::judge(&self.now, self.before.as_ref())
+    }
+}
+
+/// How many connections had nothing to complain of, as a subject of their own; none when every connection had.
+fn summary(connections: &[Explained], since_open: bool) -> Option<Explained> {
+    let count = |id: Id| connections.iter().filter(|e| e.verdicts.iter().any(|v| v.id == id)).count();
+    let (healthy, unknown) = (count(Id::Healthy), count(Id::NotEnoughData));
+    if healthy + unknown == 0 {
+        return None;
+    }
+    let verdict = |id, count: usize, words: &str| Verdict {
+        id,
+        confidence: 1.0,
+        share: None,
+        evidence: verdict::evidence! { connections: count },
+        sentence: format!("{count} connections {words}"),
+        remedy: String::new(),
+    };
+    let mut verdicts = Vec::new();
+    if healthy > 0 {
+        verdicts.push(verdict(Id::Healthy, healthy, "are limited by nothing but their path"));
+    }
+    if unknown > 0 {
+        verdicts.push(verdict(Id::NotEnoughData, unknown, "carried too little to tell"));
+    }
+    let longest = connections.iter().map(|e| e.window_s).fold(0.0, f64::max);
+    Some(Explained { subject: Subject::Others {}, window_s: longest, window: window(since_open), verdicts })
+}
+
+fn window(since_open: bool) -> String {
+    if since_open { "since_open" } else { "interval" }.to_owned()
+}
+
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+/// All that the rules say of a connection, the most important first; `healthy` or `not_enough_data` when that is nothing.
+fn judge(facts: &Facts<'_>, ticks_per_second: u32) -> Vec<Verdict> {
+    let mut found: Vec<(&rules::Rule, Verdict)> = Vec::new();
+    for rule in rules::RULES {
+        if found.iter().any(|(earlier, _)| earlier.hides.contains(&rule.id)) {
+            continue;
+        }
+        if let Some(verdict) = (rule.check)(facts, ticks_per_second) {
+            found.push((rule, verdict));
+        }
+    }
+    if found.is_empty() {
+        return vec![unremarkable(facts)];
+    }
+    found.into_iter().map(|(_, verdict)| verdict).collect()
+}
+
+fn unremarkable(facts: &Facts<'_>) -> Verdict {
+    let segments = facts.sent_segments + facts.received_segments;
+    let evidence = verdict::evidence! {
+        sent_segments: facts.sent_segments,
+        received_segments: facts.received_segments,
+        retransmitted_segments: facts.retransmits,
+        busy_us: facts.busy_us,
+        srtt_us: facts.now.srtt_us,
+        min_rtt_us: facts.min_rtt_us,
+    };
+    let (id, confidence, sentence) = if segments < ENOUGH_SEGMENTS || facts.is(TcpState::SynSent) {
+        (Id::NotEnoughData, 1.0, format!("{segments} segments with data are too few to tell"))
+    } else {
+        let busy = facts::part(facts.busy_us, facts.window_us) * 100.0;
+        let sentence =
+            format!("nothing limits it but its path: data was waiting {busy:.0} % of the time, nothing was lost");
+        let lossless = facts.needed_retransmits() == 0;
+        let sentence = if lossless {
+            sentence
+        } else {
+            format!(
+                "{} of {} segments were sent again, which cost no time worth mentioning",
+                facts.needed_retransmits(),
+                facts.sent_segments
+            )
+        };
+        (Id::Healthy, 0.9, sentence)
+    };
+    Verdict { id, confidence, share: None, evidence, sentence, remedy: String::new() }
+}
