@@ -148,6 +148,10 @@ wire! {
         pub owner_kind: u8,
         /// Padding.
         pub owner_reserved: u8,
+        /// The states it went through, see [`crate::history`]; CLOSE is never among them.
+        pub history: u32,
+        /// When it came to the newest of them, ms of CLOCK_MONOTONIC (wraps); 0 when that was not seen.
+        pub state_since_ms: u32,
     }
 }
 
@@ -210,5 +214,7 @@ impl Conn {
         owner_pass: 0,
         owner_kind: 0,
         owner_reserved: 0,
+        history: 0,
+        state_since_ms: 0,
     };
 }

@@ -183,6 +183,8 @@ losses! {
     MapClosing = 15, "map", "inet_sock_set_state";
     /// The table of namespaces refused an entry: what was counted there is not compared with the kernel's counters.
     MapNetns = 16, "map", "tcp_send_reset";
+    /// The table of stacks is full, or refused an entry.
+    MapStack = 17, "stack", "tcp_send_reset";
 }
 
 const _: () = {

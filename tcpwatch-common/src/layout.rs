@@ -81,6 +81,7 @@ layout! {
     sk_cgroup: optional "sock" "sk_cgrp_data.cgroup" 8;
     sk_err: required "sock" "sk_err" 4;
     sk_shutdown: required "sock" "sk_shutdown" 1;
+    sk_socket: optional "sock" "sk_socket" 8;
     sk_uid: optional "sock" "sk_uid" 4;
     sk_lingertime: required "sock" "sk_lingertime" 8;
     sk_ack_backlog: optional "sock" "sk_ack_backlog" 4;

@@ -10,6 +10,7 @@ pub mod close;
 pub mod conn;
 pub mod counters;
 pub mod hist;
+pub mod history;
 pub mod layout;
 pub mod limits;
 pub mod owner;
@@ -17,5 +18,8 @@ pub mod record;
 pub mod reset;
 pub mod retransmit;
 pub mod rtt;
+pub mod stack;
 pub mod state;
 mod wire;
+
+pub use wire::Wire;

@@ -243,6 +243,10 @@ wire! {
         pub owner_reserved: u16,
         /// Name of the process that owns it.
         pub comm: [u8; COMM_LEN],
+        /// The states it went through, see [`crate::history`].
+        pub history: u32,
+        /// When it came to the newest of them, ms of CLOCK_MONOTONIC (wraps); 0 when that was not seen.
+        pub state_since_ms: u32,
         /// Coarse RTT histogram.
         pub sketch: [u32; SKETCH_BUCKETS],
     }
@@ -299,6 +303,16 @@ wire! {
         pub header: Header,
         /// The kernel's cookie of the socket; 0 when there is none.
         pub cookie: u64,
+        /// When the SYN was sent, or the connection was first seen, ns of CLOCK_MONOTONIC; 0 when that is not known.
+        pub started_ns: u64,
+        /// Payload bytes sent, retransmissions included.
+        pub bytes_sent: u64,
+        /// Payload bytes received in order.
+        pub bytes_received: u64,
+        /// Time of SO_LINGER, jiffies.
+        pub linger_jiffies: u64,
+        /// Key of the kernel stack in the map of stacks; 0 without one.
+        pub stack: u64,
         /// Both ends; local is this host.
         pub key: ConnKey,
         /// Group slot.
@@ -311,8 +325,22 @@ wire! {
         pub ack: u32,
         /// Received bytes that the application had not read.
         pub unread_bytes: u32,
+        /// Written bytes that were not sent.
+        pub unsent_bytes: u32,
         /// Sent bytes that were not acknowledged.
         pub unacked_bytes: u32,
+        /// Smoothed RTT, µs; 0 before the first sample.
+        pub srtt_us: u32,
+        /// Congestion window, segments.
+        pub snd_cwnd: u32,
+        /// Segments retransmitted, as the kernel counts on this socket.
+        pub total_retrans: u32,
+        /// The states it went through, see [`crate::history`]; 0 when that is not known.
+        pub history: u32,
+        /// When it came to the newest of them, ms of CLOCK_MONOTONIC (wraps); 0 when that was not seen.
+        pub state_since_ms: u32,
+        /// User that owns the socket.
+        pub uid: u32,
         /// [`crate::reset::ResetOrigin`].
         pub origin: u8,
         /// [`crate::reset::ResetCause`].
@@ -321,6 +349,12 @@ wire! {
         pub state: u8,
         /// TCP flags of the segment that caused it.
         pub tcp_flags: u8,
+        /// Exponential backoff of the retransmission timer.
+        pub backoff: u8,
+        /// Which of the fields are facts: bits of [`crate::reset::known`].
+        pub known: u8,
+        /// Padding.
+        pub reserved: u16,
     }
 }
 
@@ -440,7 +474,7 @@ mod tests {
                 core::mem::offset_of!(ConnRecord, sketch),
                 core::mem::offset_of!(ResetRecord, reason),
             ],
-            [16, 632, 104, 96, 128, 88, 472, 72]
+            [16, 640, 104, 168, 128, 88, 480, 112]
         );
     }
 

@@ -1,5 +1,6 @@
 //! Why this host sent a RST: a bounded cause of our own beside the kernel's reason, which alone misleads.
 
+use crate::stack::path;
 use crate::state::TcpState;
 
 /// Who decided to send it.
@@ -53,11 +54,13 @@ pub enum ResetCause {
     BadAck = 10,
     /// `connect(AF_UNSPEC)` on a live connection.
     Disconnect = 11,
+    /// A listener was closed with connections in its accept queue.
+    ListenerClosed = 12,
 }
 
 impl ResetCause {
     /// Every cause, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Unknown,
         Self::LingerZero,
         Self::UnreadData,
@@ -70,6 +73,7 @@ impl ResetCause {
         Self::AcceptQueue,
         Self::BadAck,
         Self::Disconnect,
+        Self::ListenerClosed,
     ];
 
     /// The value of the metric label.
@@ -87,6 +91,7 @@ impl ResetCause {
             Self::AcceptQueue => "accept_queue",
             Self::BadAck => "bad_ack",
             Self::Disconnect => "disconnect",
+            Self::ListenerClosed => "listener_closed",
         }
     }
 
@@ -169,6 +174,18 @@ pub const REASONS: usize = 64;
 /// `SHUTDOWN_MASK`, include/net/sock.h: both directions shut, as only `close()` leaves them before a reset.
 const SHUTDOWN_MASK: u8 = 3;
 
+/// Which fields of a record are facts: a socket that is none has no bytes, and that is not the same as 0 bytes.
+pub mod known {
+    /// There was a full socket: what is read from it.
+    pub const SOCKET: u8 = 1;
+    /// There was a segment: its sequence number, acknowledgement number and flags.
+    pub const SEGMENT: u8 = 2;
+    /// SO_LINGER was on; its time.
+    pub const LINGER: u8 = 4;
+    /// No process held the socket any more.
+    pub const ORPHAN: u8 = 8;
+}
+
 /// What a reset program can see.
 #[derive(Clone, Copy, Debug)]
 pub struct ResetFacts {
@@ -182,9 +199,19 @@ pub struct ResetFacts {
     pub shutdown: u8,
     /// SOCK_LINGER is set and `sk_lingertime` is 0.
     pub linger_zero: bool,
-    /// The causing segment carries SYN and no ACK (passive resets).
-    pub syn: bool,
+    /// No process holds the socket, or none ever did.
+    pub orphan: bool,
+    /// Received bytes that the application has not read.
+    pub unread: u32,
+    /// TCP flags of the causing segment (passive resets).
+    pub tcp_flags: u8,
+    /// Bits of [`crate::stack::path`]; 0 where the stack tells nothing.
+    pub path: u64,
 }
+
+/// Flag bits of the 14th byte of a TCP header.
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
 
 /// The cause of a reset.
 #[inline(always)]
@@ -196,10 +223,12 @@ pub const fn cause(facts: &ResetFacts) -> ResetCause {
         ReasonHint::Keepalive => ResetCause::Keepalive,
         ReasonHint::Memory => ResetCause::Memory,
         ReasonHint::BadAck => ResetCause::BadAck,
+        // tcp_disconnect in a state that needs no reset but for unsent data: whoever called it is the cause.
+        ReasonHint::Disconnect if facts.path & path::KNOWN != 0 => by_path(facts, false),
         ReasonHint::Disconnect => ResetCause::Disconnect,
-        ReasonHint::NoSocket => no_socket(facts.syn),
+        ReasonHint::NoSocket => no_socket(facts.tcp_flags),
         // tcp_check_req answers an ACK that the full accept queue cannot take with the reason of a bad SYN.
-        ReasonHint::InvalidSyn if !facts.syn => ResetCause::AcceptQueue,
+        ReasonHint::InvalidSyn if facts.tcp_flags & TCP_SYN == 0 => ResetCause::AcceptQueue,
         ReasonHint::InvalidSyn => ResetCause::Unknown,
         ReasonHint::State => active(facts, false),
         ReasonHint::None => match facts.origin {
@@ -209,31 +238,61 @@ pub const fn cause(facts: &ResetFacts) -> ResetCause {
     }
 }
 
-const fn no_socket(syn: bool) -> ResetCause {
-    if syn { ResetCause::NoListener } else { ResetCause::ClosedSocket }
+const fn no_socket(tcp_flags: u8) -> ResetCause {
+    if tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN { ResetCause::NoListener } else { ResetCause::ClosedSocket }
 }
 
-/// `unread`: the kernel gave no reason, so a close that is neither linger 0 nor anything else we know was for unread
-/// data, the one remaining path of `__tcp_close` that does not need a shortage of memory.
-const fn active(facts: &ResetFacts, unread: bool) -> ResetCause {
+/// `unexplained`: the kernel gave no reason at all, or one that we know nothing of.
+const fn active(facts: &ResetFacts, unexplained: bool) -> ResetCause {
+    if facts.path & path::KNOWN != 0 {
+        return by_path(facts, unexplained);
+    }
     if facts.state != TcpState::Close as u8 {
-        // tcp_abort is the only caller of those without a reason of their own that resets before it closes.
-        return if unread { ResetCause::Unknown } else { ResetCause::Destroyed };
+        // tcp_abort resets before it closes. So does the timer of an orphan in FIN_WAIT2, and, on kernels without
+        // reasons, that of keepalive.
+        let timer = facts.orphan && facts.state == TcpState::FinWait2 as u8;
+        return if unexplained || timer { ResetCause::Unknown } else { ResetCause::Destroyed };
     }
     if facts.shutdown & SHUTDOWN_MASK != SHUTDOWN_MASK {
-        return ResetCause::Disconnect;
+        // connect(AF_UNSPEC) is called on a socket that somebody holds.
+        return if facts.orphan { ResetCause::ListenerClosed } else { ResetCause::Disconnect };
     }
-    if facts.linger_zero {
+    if facts.linger_zero && !(unexplained && facts.unread > 0) {
         return ResetCause::LingerZero;
     }
-    if unread { ResetCause::UnreadData } else { ResetCause::Unknown }
+    if unexplained && facts.unread > 0 { ResetCause::UnreadData } else { ResetCause::Unknown }
+}
+
+/// By the functions on the stack, which leave no doubt.
+const fn by_path(facts: &ResetFacts, unexplained: bool) -> ResetCause {
+    if facts.path & path::ABORT != 0 {
+        ResetCause::Destroyed
+    } else if facts.path & path::LISTEN_STOP != 0 {
+        ResetCause::ListenerClosed
+    } else if facts.path & path::CLOSE != 0 {
+        if facts.path & path::DISCONNECT != 0 {
+            ResetCause::LingerZero
+        } else if unexplained && facts.unread > 0 {
+            ResetCause::UnreadData
+        } else {
+            ResetCause::Unknown
+        }
+    } else if facts.path & path::DISCONNECT != 0 {
+        ResetCause::Disconnect
+    } else if facts.path & path::MEMORY != 0 {
+        ResetCause::Memory
+    } else if facts.path & path::KEEPALIVE != 0 && facts.state != TcpState::FinWait2 as u8 {
+        ResetCause::Keepalive
+    } else {
+        ResetCause::Unknown
+    }
 }
 
 const fn passive(facts: &ResetFacts) -> ResetCause {
     const LISTEN: u8 = TcpState::Listen as u8;
     const TIME_WAIT: u8 = TcpState::TimeWait as u8;
     match facts.state {
-        0 => no_socket(facts.syn),
+        0 => no_socket(facts.tcp_flags),
         TIME_WAIT => ResetCause::TimeWait,
         LISTEN => ResetCause::BadAck,
         _ if facts.shutdown & SHUTDOWN_MASK == SHUTDOWN_MASK => ResetCause::ClosedSocket,
@@ -251,36 +310,52 @@ mod tests {
         state: TcpState::Close as u8,
         shutdown: 3,
         linger_zero: false,
-        syn: false,
+        orphan: false,
+        unread: 0,
+        tcp_flags: 0,
+        path: 0,
     };
-    const PASSIVE: ResetFacts =
-        ResetFacts { origin: ResetOrigin::Passive, hint: ReasonHint::NoSocket, state: 0, shutdown: 0, ..ACTIVE };
+    const PASSIVE: ResetFacts = ResetFacts {
+        origin: ResetOrigin::Passive,
+        hint: ReasonHint::NoSocket,
+        state: 0,
+        shutdown: 0,
+        tcp_flags: TCP_ACK,
+        ..ACTIVE
+    };
+    /// A kernel that gives no reasons.
+    const OLD: ResetFacts = ResetFacts { hint: ReasonHint::None, ..ACTIVE };
 
     #[test]
     fn each_cause_has_its_facts() {
         use ResetCause::{
-            AcceptQueue, BadAck, ClosedSocket, Destroyed, Disconnect, LingerZero, NoListener, TimeWait, Unknown,
-            UnreadData,
+            AcceptQueue, BadAck, ClosedSocket, Destroyed, Disconnect, LingerZero, ListenerClosed, NoListener, TimeWait,
+            Unknown, UnreadData,
         };
         let established = TcpState::Established as u8;
         let table = [
             (ResetFacts { linger_zero: true, ..ACTIVE }, LingerZero, "close with linger 0"),
             (ResetFacts { linger_zero: true, shutdown: 0, ..ACTIVE }, Disconnect, "connect(AF_UNSPEC) with linger 0"),
             (ResetFacts { shutdown: 0, ..ACTIVE }, Disconnect, "connect(AF_UNSPEC)"),
+            (ResetFacts { shutdown: 0, orphan: true, ..ACTIVE }, ListenerClosed, "never accepted"),
             (ACTIVE, Unknown, "close, for a reason the kernel does not give"),
             (ResetFacts { state: established, shutdown: 0, ..ACTIVE }, Destroyed, "ss -K"),
+            (ResetFacts { state: 5, orphan: true, ..ACTIVE }, Unknown, "FIN_WAIT2 given up, or ss -K"),
             (ResetFacts { hint: ReasonHint::UnreadData, ..ACTIVE }, UnreadData, "unread data"),
-            (ResetFacts { hint: ReasonHint::None, ..ACTIVE }, UnreadData, "old kernel: unread data"),
-            (ResetFacts { hint: ReasonHint::None, linger_zero: true, ..ACTIVE }, LingerZero, "old kernel: linger 0"),
-            (ResetFacts { hint: ReasonHint::None, state: established, ..ACTIVE }, Unknown, "old kernel: one of many"),
-            (ResetFacts { syn: true, ..PASSIVE }, NoListener, "SYN to a closed port"),
+            (ResetFacts { unread: 1, ..OLD }, UnreadData, "old kernel: unread data"),
+            (OLD, Unknown, "old kernel: unread data, a linger time below 0 or memory"),
+            (ResetFacts { linger_zero: true, ..OLD }, LingerZero, "old kernel: linger 0"),
+            (ResetFacts { linger_zero: true, unread: 1, ..OLD }, UnreadData, "old kernel: unread data comes first"),
+            (ResetFacts { state: established, ..OLD }, Unknown, "old kernel: one of many"),
+            (ResetFacts { tcp_flags: TCP_SYN, ..PASSIVE }, NoListener, "SYN to a closed port"),
+            (ResetFacts { tcp_flags: TCP_SYN | TCP_ACK, ..PASSIVE }, ClosedSocket, "a SYN-ACK that nobody asked for"),
             (PASSIVE, ClosedSocket, "data for no socket"),
             (ResetFacts { hint: ReasonHint::InvalidSyn, state: 10, ..PASSIVE }, AcceptQueue, "overflow"),
-            (ResetFacts { hint: ReasonHint::InvalidSyn, state: 10, syn: true, ..PASSIVE }, Unknown, "bad SYN"),
+            (ResetFacts { hint: ReasonHint::InvalidSyn, state: 10, tcp_flags: 18, ..PASSIVE }, Unknown, "bad SYN"),
             (ResetFacts { hint: ReasonHint::BadAck, state: 10, ..PASSIVE }, BadAck, "data to a listener"),
             (ResetFacts { hint: ReasonHint::None, state: 10, ..PASSIVE }, BadAck, "old kernel: data to a listener"),
             (ResetFacts { hint: ReasonHint::None, state: 6, ..PASSIVE }, TimeWait, "old kernel: TIME_WAIT"),
-            (ResetFacts { hint: ReasonHint::None, syn: true, ..PASSIVE }, NoListener, "old kernel: closed port"),
+            (ResetFacts { hint: ReasonHint::None, tcp_flags: 2, ..PASSIVE }, NoListener, "old kernel: closed port"),
             (
                 ResetFacts { hint: ReasonHint::None, state: 7, shutdown: 3, ..PASSIVE },
                 ClosedSocket,
@@ -289,6 +364,29 @@ mod tests {
         ];
         for (facts, expected, what) in table {
             assert_eq!(cause(&facts), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_stack_decides_where_it_is_known() {
+        use path::{ABORT, CLOSE, DISCONNECT, KEEPALIVE, KNOWN, LISTEN_STOP, MEMORY};
+        let established = TcpState::Established as u8;
+        let table = [
+            (ResetFacts { path: CLOSE | DISCONNECT, ..ACTIVE }, ResetCause::LingerZero),
+            (ResetFacts { path: DISCONNECT, ..ACTIVE }, ResetCause::Disconnect),
+            (ResetFacts { path: LISTEN_STOP | DISCONNECT, shutdown: 0, ..ACTIVE }, ResetCause::ListenerClosed),
+            (ResetFacts { path: LISTEN_STOP | CLOSE | DISCONNECT, ..ACTIVE }, ResetCause::ListenerClosed),
+            (ResetFacts { path: ABORT, state: established, ..OLD }, ResetCause::Destroyed),
+            (ResetFacts { path: KEEPALIVE, state: established, ..OLD }, ResetCause::Keepalive),
+            (ResetFacts { path: KEEPALIVE, state: TcpState::FinWait2 as u8, ..ACTIVE }, ResetCause::Unknown),
+            (ResetFacts { path: MEMORY, state: TcpState::FinWait1 as u8, ..OLD }, ResetCause::Memory),
+            (ResetFacts { path: CLOSE, unread: 9, ..OLD }, ResetCause::UnreadData),
+            (ResetFacts { path: CLOSE, linger_zero: true, ..OLD }, ResetCause::Unknown),
+            (ResetFacts { hint: ReasonHint::Disconnect, path: CLOSE | DISCONNECT, ..ACTIVE }, ResetCause::LingerZero),
+            (ResetFacts { hint: ReasonHint::UnreadData, path: CLOSE, ..ACTIVE }, ResetCause::UnreadData),
+        ];
+        for (facts, expected) in table {
+            assert_eq!(cause(&ResetFacts { path: facts.path | KNOWN, ..facts }), expected, "{facts:?}");
         }
     }
 

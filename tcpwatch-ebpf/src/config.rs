@@ -3,6 +3,7 @@
 
 use tcpwatch_common::layout::{Field, Layout};
 use tcpwatch_common::reset::REASONS;
+use tcpwatch_common::stack::{self, Range, path};
 
 /// Places of the kernel's fields.
 #[unsafe(no_mangle)]
@@ -35,6 +36,15 @@ pub static TICK_MODE: u32 = 0;
 /// `ReasonHint` of each kernel reason.
 #[unsafe(no_mangle)]
 pub static REASON_HINTS: [u8; REASONS] = [0; REASONS];
+/// Where the functions of `stack::CUTS` lie; none where the daemon may not see addresses.
+#[unsafe(no_mangle)]
+pub static STACK_CUTS: [Range; stack::CUTS.len()] = [Range::NONE; stack::CUTS.len()];
+/// Where the functions of `stack::path` lie.
+#[unsafe(no_mangle)]
+pub static STACK_PATHS: [Range; path::FUNCTIONS.len()] = [Range::NONE; path::FUNCTIONS.len()];
+/// How many frames make the key of a stack.
+#[unsafe(no_mangle)]
+pub static STACK_FRAMES: u32 = stack::FRAMES_UNCUT;
 
 /// Reads a frozen global, so that neither compiler nor linker takes its initial value for granted.
 #[inline(always)]

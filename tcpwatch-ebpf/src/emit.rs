@@ -6,6 +6,7 @@ use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::{COMM_LEN, Conn, ConnKey};
 use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, netns, setting, slot};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, rtt_bucket, sketch_bucket};
+use tcpwatch_common::history;
 use tcpwatch_common::limits::application;
 use tcpwatch_common::owner;
 use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, ListenerRecord};
@@ -354,6 +355,13 @@ pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction) {
     conn.begun = 1;
 }
 
+/// Remembers that a connection moved from one state to another.
+#[inline(always)]
+pub fn remember_state(conn: &mut Conn, old: u8, new: u8) {
+    conn.history = history::push(conn.history, old, new);
+    conn.state_since_ms = (now_ns() / 1_000_000) as u32;
+}
+
 /// What a connection record says beyond the socket and its state.
 pub struct Moment {
     /// What kind of record.
@@ -501,6 +509,8 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         reserved: 0;
         nodelay: u8::from(sock.nodelay());
         comm: conn.comm;
+        history: conn.history;
+        state_since_ms: conn.state_since_ms;
         sketch: conn.sketch;
     }
 }

@@ -6,6 +6,7 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, Rin
 use tcpwatch_common::conn::Conn;
 use tcpwatch_common::counters::{self, DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, netns, reason, slot};
 use tcpwatch_common::record::{ConnRecord, ResetRecord};
+use tcpwatch_common::stack::{self, StackCount};
 
 /// State per socket: made when it is first seen, freed by the kernel with the socket.
 #[btf_map]
@@ -55,6 +56,12 @@ pub struct Closing {
     pub jiffy: u64,
     /// The socket's cookie.
     pub cookie: u64,
+    /// When it began, or was first seen; ns of CLOCK_MONOTONIC.
+    pub started_ns: u64,
+    /// The states it went through.
+    pub history: u32,
+    /// When it came to the newest of them, ms of CLOCK_MONOTONIC.
+    pub state_since_ms: u32,
     /// Group slot of the connection.
     pub slot: u32,
     /// State before CLOSE.
@@ -128,6 +135,14 @@ pub static READERS: PerCpuArray<Reader> = PerCpuArray::with_max_entries(READERS_
 /// Where the reset programs build their record: one value a program and CPU.
 #[map]
 pub static RESET_SCRATCH: PerCpuArray<ResetRecord> = PerCpuArray::with_max_entries(3, 0);
+
+/// Stacks of resets sent, by a hash of their frames, origin and cause. Nothing is ever taken out of it.
+#[map]
+pub static STACKS: HashMap<u64, StackCount> = HashMap::with_max_entries(stack::STACKS, 0);
+
+/// Where the reset programs read the stack, likewise.
+#[map]
+pub static STACK_SCRATCH: PerCpuArray<StackCount> = PerCpuArray::with_max_entries(3, 0);
 
 /// Where the iterators build their record: they run one after the other.
 #[map]

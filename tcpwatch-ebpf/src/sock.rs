@@ -16,6 +16,8 @@ pub const AF_INET6: u16 = 10;
 const SOCK_DONE: u32 = 1;
 /// Bit number of `SOCK_DEAD`, likewise: set by `sock_orphan`.
 const SOCK_DEAD: u32 = 0;
+/// Bit number of `SOCK_LINGER`.
+const SOCK_LINGER: u32 = 4;
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
 
@@ -219,6 +221,32 @@ impl TcpSock {
     pub fn payload_received(self) -> u64 {
         let flags: u64 = self.read(&LAYOUT.skc_flags);
         self.bytes_received() - ((flags >> SOCK_DONE) & 1)
+    }
+
+    /// Received bytes that the application has not read; a FIN is none.
+    #[inline(always)]
+    pub fn unread_payload(self) -> u32 {
+        let flags: u64 = self.read(&LAYOUT.skc_flags);
+        self.rcv_nxt().wrapping_sub(self.copied_seq()).saturating_sub((flags >> SOCK_DONE) as u32 & 1)
+    }
+
+    /// Whether SO_LINGER is on.
+    #[inline(always)]
+    pub fn lingers(self) -> bool {
+        let flags: u64 = self.read(&LAYOUT.skc_flags);
+        flags >> SOCK_LINGER & 1 != 0
+    }
+
+    /// Its time, jiffies.
+    #[inline(always)]
+    pub fn linger_jiffies(self) -> u64 {
+        self.read(&LAYOUT.sk_lingertime)
+    }
+
+    /// No process holds it: any more, or yet, when it waits to be accepted.
+    #[inline(always)]
+    pub fn is_unheld(self) -> bool {
+        offset(&LAYOUT.sk_socket) != ABSENT && self.read::<u64>(&LAYOUT.sk_socket) == 0
     }
 
     /// Smallest RTT of the kernel's window, µs: `rtt_min.s[0].v`.

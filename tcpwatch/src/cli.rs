@@ -70,6 +70,11 @@ pub(crate) enum Command {
     /// With a daemon, from what it has counted; without one, at once from what the kernel has kept per socket. Nothing is
     /// changed: remedies are for you to weigh.
     Explain(explain::command::Args),
+    /// Show who resets connections, and why: by cause and kernel stack, then the newest with their evidence
+    ///
+    /// It asks the daemon by its socket, for all since that began. When no daemon runs and no socket was named, it loads
+    /// the kernel programs itself and watches until Ctrl-C, or for the time of --duration.
+    Resets(ResetsArgs),
     /// Tell what this kernel offers, what is attached and what is lost
     Doctor(Doctor),
     /// Record everything that the daemon would see, to replay it anywhere
@@ -107,6 +112,20 @@ pub(crate) struct Top {
     /// Show those that this selects, such as: port 443 and srtt > 50ms
     #[arg(value_name = "EXPR")]
     pub(crate) expr: Vec<String>,
+}
+
+/// `tcpwatch resets`.
+#[derive(Debug, Args)]
+pub(crate) struct ResetsArgs {
+    /// Print JSON, one object a line; `kind` tells what it is: summary, cause, reason, stack or reset
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write the stacks of the resets sent to this file, as a flame graph
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "json")]
+    pub(crate) flamegraph: Option<PathBuf>,
+    /// Time to watch before the answer, such as 30s or 5m [default: none with a daemon, until Ctrl-C without]
+    #[arg(long, value_name = "T", value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
 }
 
 /// `tcpwatch doctor`.
@@ -152,6 +171,8 @@ pub(crate) enum Reader {
     Top(TopReader),
     /// Print the connections at the end, one JSON object a line, as `/api/v1/connections` does
     Connections,
+    /// Print the resets, as `tcpwatch resets` does
+    Resets(ResetsReader),
 }
 
 /// `tcpwatch replay FILE top`.
@@ -163,6 +184,14 @@ pub(crate) struct TopReader {
     /// Show those that this selects, such as: port 443 and srtt > 50ms
     #[arg(value_name = "EXPR")]
     pub(crate) expr: Vec<String>,
+}
+
+/// `tcpwatch replay FILE resets`.
+#[derive(Debug, Args)]
+pub(crate) struct ResetsReader {
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `tcpwatch replay FILE metrics`.
@@ -273,6 +302,7 @@ pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> 
         | Command::Top(_)
         | Command::Trace(_)
         | Command::Explain(_)
+        | Command::Resets(_)
         | Command::Doctor(_)
         | Command::Record(_)
         | Command::Replay(_) => {

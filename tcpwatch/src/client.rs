@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 
 use crate::api::connection::Connection;
 use crate::api::interest::Kinds;
+use crate::api::resets::Resets;
 use crate::api::status::Status;
 use crate::explain::Explained;
 use crate::filter::Filter;
@@ -101,6 +102,12 @@ impl Client {
     /// How the daemon is.
     pub(crate) async fn status(&mut self) -> Result<Status, ClientError> {
         let path = "/api/v1/status";
+        parse(path, &self.get(path).await?)
+    }
+
+    /// Resets by cause, stack and evidence.
+    pub(crate) async fn resets(&mut self) -> Result<Resets, ClientError> {
+        let path = "/api/v1/resets";
         parse(path, &self.get(path).await?)
     }
 

@@ -33,6 +33,7 @@ use crate::source::listeners;
 use crate::source::names::NameService;
 use crate::source::namespaces::Surroundings;
 use crate::source::ringbuf::{Batch, RingSource};
+use crate::source::stacks::Stacks;
 use crate::tell::Teller;
 use crate::{cli, privileges, sys};
 
@@ -127,6 +128,7 @@ pub(crate) fn options(config: &Config) -> Result<load::Options, DaemonError> {
     Ok(load::Options {
         ring_bytes: config.ring_bytes,
         detail_per_second: config.detail_per_second,
+        reset_stacks: config.reset_stacks,
         tick_mode: config.sampling == Sampling::Tick,
         netns,
         kernel_log: config.kernel_log,
@@ -342,6 +344,9 @@ pub(crate) struct Daemon {
     surroundings: Surroundings,
     names: NameService,
     hz: u32,
+    stacks: Stacks,
+    /// `Counters::reasons` at the last reading of stacks.
+    resets_seen: Vec<u64>,
     ring_used: u64,
 }
 
@@ -360,6 +365,7 @@ impl Daemon {
             sampling_mode: if config.sampling == Sampling::Tick { "tick" } else { "every-ack" }.into(),
             reasons: kernel.reasons.clone(),
             probes,
+            no_symbols: kernel.symbols.hidden.clone(),
         };
         let beginning = Beginning {
             facts,
@@ -390,6 +396,8 @@ impl Daemon {
             surroundings: Surroundings::new(config, options(config)?.netns),
             names: NameService::start(),
             hz: kernel.hz,
+            stacks: Stacks::new(kernel.symbols.clone()),
+            resets_seen: Vec::new(),
             ring_used: 0,
         };
         daemon.apply_grants()?;
@@ -464,6 +472,11 @@ impl Daemon {
                 self.publish(publish)?;
                 refresh.done();
             }
+            Ask::Resets(to) => {
+                let snapshot = self.read()?;
+                publish.send_replace(Some(Arc::clone(&snapshot)));
+                let _nobody_waits_any_more = to.send((snapshot, self.inbox.intake.aggregator().resets()));
+            }
             Ask::Connections(to) => {
                 let batch = self.source.take_ready(|record| self.inbox.take(record));
                 self.after(batch)?;
@@ -487,7 +500,9 @@ impl Daemon {
     pub(crate) fn read(&mut self) -> Result<Arc<Snapshot>, DaemonError> {
         let batch = self.source.take_ready(|record| self.inbox.take(record));
         self.after(batch)?;
-        let counters = self.maps.read(self.inbox.intake.aggregator().slots_used())?;
+        let mut counters = self.maps.read(self.inbox.intake.aggregator().slots_used())?;
+        self.read_stacks(&counters.reasons)?;
+        counters.stacks = self.stacks.counts().to_vec();
         let reading = Reading {
             ktime_ns: sys::monotonic_ns(),
             programs: stats::programs(&self.ebpf),
@@ -504,6 +519,18 @@ impl Daemon {
             recorder.flush()?;
         }
         Ok(snapshot)
+    }
+
+    /// Reads the stacks of resets, when any was sent since the last time: there are hundreds at most, each a system call.
+    fn read_stacks(&mut self, reasons: &[u64]) -> Result<(), DaemonError> {
+        if reasons == self.resets_seen {
+            return Ok(());
+        }
+        for stack in self.stacks.update(self.maps.read_stacks()?) {
+            self.inbox.intake.stack(&stack);
+        }
+        self.resets_seen = reasons.to_vec();
+        Ok(())
     }
 
     /// Ends the recording.

@@ -47,6 +47,7 @@ pub(crate) fn run(config: &Config, as_json: bool, bundle: Option<&Path>) -> Resu
         "map_bytes": loaded.maps.map_bytes,
         "cgroup2_mount": names.mount,
         "sees_all_processes": names.sees_all_processes,
+        "no_symbols": facts.symbols.hidden,
         "capabilities": WANTED.iter().map(capability_json).collect::<Vec<_>>(),
         "probes": loaded.probes.iter().map(probe_json).collect::<Vec<_>>(),
         "daemon": daemon.json(),
@@ -122,6 +123,10 @@ fn text(
     writeln!(out, "owners      {from}")?;
     for what in missing {
         writeln!(out, "            {what}")?;
+    }
+    match &facts.symbols.hidden {
+        None => writeln!(out, "symbols     the kernel's functions have names: stacks of resets are told")?,
+        Some(why) => writeln!(out, "symbols     {why}; without them: no stacks of resets, and fewer causes")?,
     }
     for probe in &loaded.probes {
         let (state, why) = words(&probe.state);

@@ -29,6 +29,7 @@ mod record;
 mod recording;
 mod reload;
 mod replay;
+mod resets;
 mod source;
 mod sys;
 mod tell;
@@ -88,6 +89,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
     if let Command::Trace(args) = &cli.command {
         return trace::run(&resolved, args)
+            .map_err(|error| Failure { status: error.status(), text: error.to_string() });
+    }
+    if let Command::Resets(args) = &cli.command {
+        return resets::run(&resolved, args)
             .map_err(|error| Failure { status: error.status(), text: error.to_string() });
     }
     match &cli.command {

@@ -15,7 +15,7 @@ pub(crate) struct Privilege {
 }
 
 /// All that the daemon wants. The unit grants these and no others, which a test compares.
-pub(crate) const WANTED: [Privilege; 4] = [
+pub(crate) const WANTED: [Privilege; 5] = [
     Privilege {
         capability: Capability::CAP_BPF,
         purpose: "load the kernel programs; read and write their maps on kernels before 5.19",
@@ -40,6 +40,12 @@ pub(crate) const WANTED: [Privilege; 4] = [
         purpose: "enter other network namespaces (setns) to read their sockets and counters",
         without: "in all namespaces but its own: no connections older than tcpwatch that no process holds, no TIME_WAIT, \
                   no accept-queue overflows",
+        lasting: true,
+    },
+    Privilege {
+        capability: Capability::CAP_SYSLOG,
+        purpose: "read the names of the kernel's functions (/proc/kallsyms with addresses)",
+        without: "no stacks of resets, and fewer causes of them",
         lasting: true,
     },
 ];

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::aggregate::snapshot::Snapshot;
 use crate::api::connection::Connection;
+use crate::api::resets::Resets;
 use crate::api::{self};
 use crate::cli::{self, Reader, Replay};
 use crate::filter::{Filter, FilterError};
@@ -54,6 +55,7 @@ pub(crate) fn run(args: &Replay, out: &mut impl Write) -> Result<(), ReplayError
             let filter = Filter::of_words(&reader.expr)?;
             connections(playback, &reader.sort, filter.as_ref(), out, |all| top::table(all, usize::MAX))
         }
+        Some(Reader::Resets(reader)) => resets(playback, reader.json, out),
         Some(Reader::Connections) => {
             connections(playback, columns::DEFAULT, None, out, |all| all.iter().map(api::line).collect::<String>())
         }
@@ -131,6 +133,22 @@ fn connections<R: io::Read>(
     broken.map_or(Ok(()), |error| Err(error.into()))
 }
 
+/// The resets up to the last snapshot.
+fn resets<R: io::Read>(mut playback: Playback<R>, json: bool, out: &mut impl Write) -> Result<(), ReplayError> {
+    let mut last = None;
+    let broken = loop {
+        match playback.next() {
+            Ok(Some(snapshot)) => last = Some((snapshot, playback.intake.aggregator().resets())),
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    if let Some((snapshot, report)) = last {
+        write(out, &crate::resets::shown(&Resets::new(&snapshot, &report), json))?;
+    }
+    broken.map_or(Ok(()), |error| Err(error.into()))
+}
+
 fn write(out: &mut impl Write, text: &str) -> Result<(), ReplayError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ReplayError::Output(error)),
@@ -144,7 +162,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::cli::{MetricsReader, TopReader};
+    use crate::cli::{MetricsReader, ResetsReader, TopReader};
 
     fn check(file: &Path, extension: &str, text: &str) {
         let name = file.with_extension(extension);
@@ -179,6 +197,7 @@ mod tests {
             for (extension, reader) in [
                 ("top", Reader::Top(TopReader { sort: "sent".to_owned(), expr: Vec::new() })),
                 ("jsonl", Reader::Connections),
+                ("resets", Reader::Resets(ResetsReader { json: false })),
             ] {
                 let mut out = Vec::new();
                 run(&Replay { file: file.clone(), reader: Some(reader) }, &mut out).unwrap();

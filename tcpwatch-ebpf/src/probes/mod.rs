@@ -7,4 +7,5 @@ pub mod read;
 pub mod reset;
 pub mod reset_received;
 pub mod retransmit;
+pub mod stack;
 pub mod state;

@@ -13,9 +13,10 @@ use tcpwatch_common::close::CloseCause;
 use tcpwatch_common::counters::{Loss, bucket, group, netns, reason as reason_word, slot};
 use tcpwatch_common::layout::{ABSENT, Field};
 use tcpwatch_common::record::{Kind, ResetRecord};
-use tcpwatch_common::reset::{REASONS, ReasonHint, ResetFacts, ResetOrigin, cause};
+use tcpwatch_common::reset::{REASONS, ReasonHint, ResetFacts, ResetOrigin, cause, known};
 use tcpwatch_common::state::{Direction, TcpState};
 
+use super::stack::Stack;
 use crate::add::atomic_add;
 use crate::config::{LAYOUT, REASON_HINTS, offset, watched};
 use crate::emit::{self, Group};
@@ -24,10 +25,10 @@ use crate::sock::{AF_INET6, direction_by_port, is_mapped, jiffies, mapped};
 
 /// `SOCK_LINGER` of `enum sock_flags`, include/net/sock.h.
 const SOCK_LINGER: u64 = 1 << 4;
-/// Flag bits of the 14th byte of a TCP header.
-const TCP_SYN: u8 = 0x02;
+/// `SOCK_DONE` of the same: a FIN was received, and is counted as a byte.
+const SOCK_DONE: u64 = 1 << 1;
+/// RST of the 14th byte of a TCP header.
 const TCP_RST: u8 = 0x04;
-const TCP_ACK: u8 = 0x10;
 /// Jiffies within which a reset belongs to the close of the same socket.
 const SAME_CLOSE: u64 = 2;
 /// `RTN_LOCAL`, include/uapi/linux/rtnetlink.h.
@@ -101,6 +102,7 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
     let state: u8 = if call.sk.is_null() { 0 } else { field(call.sk, &LAYOUT.skc_state) };
     let full = state != 0 && state != TcpState::TimeWait as u8 && state != TcpState::NewSynRecv as u8;
     let parsed = !call.skb.is_null() && parse(call.skb, r);
+    r.known = if parsed { known::SEGMENT } else { 0 };
     if !parsed {
         (r.seq, r.ack, r.tcp_flags) = (0, 0, 0);
         socket_key(call.sk, full, r);
@@ -111,19 +113,37 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
     if !watched(r.key.netns) {
         return;
     }
+    if full {
+        socket(call.sk, r);
+    } else {
+        no_socket(r);
+    }
+    let stack = Stack::read(ctx, call.program, call.origin);
     let why = cause(&ResetFacts {
         origin: call.origin,
         hint: hint(call.reason),
         state,
         shutdown: if full { field(call.sk, &LAYOUT.sk_shutdown) } else { 0 },
-        linger_zero: full && linger_zero(call.sk),
-        syn: r.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN,
+        linger_zero: r.known & known::LINGER != 0 && r.linger_jiffies == 0,
+        orphan: r.known & known::ORPHAN != 0,
+        unread: r.unread_bytes,
+        tcp_flags: r.tcp_flags,
+        path: match &stack {
+            Some(stack) => stack.path,
+            None => 0,
+        },
     });
+    r.stack = if let Some(stack) = stack {
+        stack.add(call.origin, why)
+    } else {
+        emit::lost(Loss::MapStack);
+        0
+    };
     r.state = state;
-    r.cookie = 0;
     r.slot = slot_of(r, full);
+    // That of a connection in TIME_WAIT is the one it had before.
+    r.cookie = if state == 0 || state == TcpState::NewSynRecv as u8 { 0 } else { field(call.sk, &LAYOUT.skc_cookie) };
     if full {
-        r.cookie = field(call.sk, &LAYOUT.skc_cookie);
         ended_just_now(call, r);
     }
     if let Some(group) = Group::of(r.slot) {
@@ -142,7 +162,6 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
         debug!(ctx, "reset sent: origin {} reason {} cause {} state {}", call.origin as u8, r.reason, why as u8, state);
         r.header = emit::header::<ResetRecord>(Kind::Reset);
         r.reason = call.reason;
-        (r.unread_bytes, r.unacked_bytes) = if full { queues(call.sk) } else { (0, 0) };
         (r.origin, r.cause) = (call.origin as u8, why as u8);
         if EVENTS.output::<ResetRecord>(&*r, 0).is_err() {
             emit::lost(Loss::RingReset);
@@ -183,16 +202,42 @@ fn hint(reason: u32) -> ReasonHint {
     ReasonHint::from_u8(unsafe { core::ptr::read_volatile(REASON_HINTS.as_ptr().add(index)) })
 }
 
+/// What a full socket says of itself. tcp_disconnect clears it only after it has sent the reset.
 #[inline(always)]
-fn linger_zero(sk: *const u8) -> bool {
-    field::<u64>(sk, &LAYOUT.skc_flags) & SOCK_LINGER != 0 && field::<u64>(sk, &LAYOUT.sk_lingertime) == 0
+fn socket(sk: *const u8, r: &mut ResetRecord) {
+    let flags: u64 = field(sk, &LAYOUT.skc_flags);
+    let fin = u32::from(flags & SOCK_DONE != 0);
+    r.known |= known::SOCKET;
+    if flags & SOCK_LINGER != 0 {
+        r.known |= known::LINGER;
+    }
+    r.linger_jiffies = field(sk, &LAYOUT.sk_lingertime);
+    if offset(&LAYOUT.sk_socket) != ABSENT && field::<u64>(sk, &LAYOUT.sk_socket) == 0 {
+        r.known |= known::ORPHAN;
+    }
+    let (snd_una, snd_nxt): (u32, u32) = (field(sk, &LAYOUT.snd_una), field(sk, &LAYOUT.snd_nxt));
+    // The kernel counts a FIN as a byte: it is none that anybody could read.
+    let unread = field::<u32>(sk, &LAYOUT.rcv_nxt).wrapping_sub(field(sk, &LAYOUT.copied_seq));
+    r.unread_bytes = unread.saturating_sub(fin);
+    r.unsent_bytes = field::<u32>(sk, &LAYOUT.write_seq).wrapping_sub(snd_nxt);
+    r.unacked_bytes = snd_nxt.wrapping_sub(snd_una);
+    r.bytes_sent = field(sk, &LAYOUT.bytes_sent);
+    r.bytes_received = field::<u64>(sk, &LAYOUT.bytes_received).saturating_sub(u64::from(fin));
+    r.srtt_us = field::<u32>(sk, &LAYOUT.srtt_us) >> 3;
+    r.snd_cwnd = field(sk, &LAYOUT.snd_cwnd);
+    r.total_retrans = field(sk, &LAYOUT.total_retrans);
+    r.backoff = field(sk, &LAYOUT.icsk_backoff);
+    r.uid = field(sk, &LAYOUT.sk_uid);
+    (r.started_ns, r.history, r.state_since_ms, r.reserved) = (0, 0, 0, 0);
 }
 
-/// Received and not read, sent and not acknowledged, bytes.
+/// The same for none: nothing of it is a fact.
 #[inline(always)]
-fn queues(sk: *const u8) -> (u32, u32) {
-    let difference = |to: &'static Field, from: &'static Field| field::<u32>(sk, to).wrapping_sub(field(sk, from));
-    (difference(&LAYOUT.rcv_nxt, &LAYOUT.copied_seq), difference(&LAYOUT.snd_nxt, &LAYOUT.snd_una))
+fn no_socket(r: &mut ResetRecord) {
+    (r.linger_jiffies, r.bytes_sent, r.bytes_received, r.started_ns) = (0, 0, 0, 0);
+    (r.unread_bytes, r.unsent_bytes, r.unacked_bytes, r.srtt_us) = (0, 0, 0, 0);
+    (r.snd_cwnd, r.total_retrans, r.history, r.state_since_ms) = (0, 0, 0, 0);
+    (r.uid, r.backoff, r.reserved) = (0, 0, 0);
 }
 
 #[inline(always)]
@@ -278,6 +323,7 @@ fn ended_just_now(call: &Call, r: &mut ResetRecord) {
     r.slot = closing.slot;
     r.state = closing.old_state;
     r.cookie = closing.cookie;
+    (r.started_ns, r.history, r.state_since_ms) = (closing.started_ns, closing.history, closing.state_since_ms);
     if closing.counted_received == 0 || matches!(call.origin, ResetOrigin::Active) {
         return;
     }

@@ -6,7 +6,7 @@ use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::ConnKey;
 use tcpwatch_common::counters::{Loss, bucket, group};
 use tcpwatch_common::record::{Kind, ResetRecord};
-use tcpwatch_common::reset::{ResetCause, ResetOrigin};
+use tcpwatch_common::reset::{ResetCause, ResetOrigin, known};
 
 use crate::config::watched;
 use crate::emit;
@@ -22,11 +22,11 @@ pub fn handle(ctx: &BtfTracePointContext) {
         return;
     }
     let state = sock.skc_state();
-    let slot = if let Some(conn) = sock.state() {
+    let (slot, started_ns, history, state_since_ms) = if let Some(conn) = sock.state() {
         conn.flags |= flag::RST_RECEIVED;
-        conn.slot
+        (conn.slot, conn.started_ns, conn.history, conn.state_since_ms)
     } else {
-        emit::slot_of(sock, direction_by_port(netns, sock.local_port()))
+        (emit::slot_of(sock, direction_by_port(netns, sock.local_port())), 0, 0, 0)
     };
     emit::count(slot, group::received(state), 1);
     if !emit::allowed(bucket::RECEIVED, Loss::ThrottledReceived) {
@@ -40,17 +40,34 @@ pub fn handle(ctx: &BtfTracePointContext) {
             place.write(ResetRecord {
                 header: emit::header::<ResetRecord>(Kind::ResetReceived),
                 cookie: sock.cookie(),
+                started_ns,
+                bytes_sent: sock.bytes_sent(),
+                bytes_received: sock.payload_received(),
+                linger_jiffies: sock.linger_jiffies(),
+                stack: 0,
                 key,
                 slot,
                 reason: u32::MAX,
                 seq: 0,
                 ack: 0,
-                unread_bytes: sock.rcv_nxt().wrapping_sub(sock.copied_seq()),
+                unread_bytes: sock.unread_payload(),
+                unsent_bytes: sock.write_seq().wrapping_sub(sock.snd_nxt()),
                 unacked_bytes: sock.snd_nxt().wrapping_sub(sock.snd_una()),
+                srtt_us: sock.srtt_us() >> 3,
+                snd_cwnd: sock.snd_cwnd(),
+                total_retrans: sock.total_retrans(),
+                history,
+                state_since_ms,
+                uid: sock.sk_uid(),
                 origin: ResetOrigin::Passive as u8,
                 cause: ResetCause::Unknown as u8,
                 state,
                 tcp_flags: 0,
+                backoff: sock.icsk_backoff(),
+                known: known::SOCKET
+                    | if sock.lingers() { known::LINGER } else { 0 }
+                    | if sock.is_unheld() { known::ORPHAN } else { 0 },
+                reserved: 0,
             });
         }
     });

@@ -67,6 +67,7 @@ fn connecting(sock: TcpSock) {
     conn.generation = generation;
     // connect() runs in the process that owns the socket.
     Owner::current().take(conn, OwnerKind::Connect);
+    emit::remember_state(conn, SYN_SENT, SYN_SENT);
     emit::gauge(conn, SYN_SENT);
 }
 
@@ -91,6 +92,7 @@ fn established(sock: TcpSock, old: u8) {
     limits::begin(sock, conn);
     conn.flags |= flag::COUNTED;
     conn.next_emit = emit::next_sample(jiffies());
+    emit::remember_state(conn, old, ESTABLISHED);
     emit::gauge(conn, ESTABLISHED);
     if let Some(group) = Group::of(conn.slot) {
         group.add(group::OPENED, 1);
@@ -113,6 +115,7 @@ fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
     conn.flags |= close::fin_flag(conn.flags, new);
     last_sample(sock, conn, old);
     emit::flush(sock, conn);
+    emit::remember_state(conn, old, new);
     emit::gauge(conn, new);
 }
 
@@ -183,6 +186,9 @@ fn tie_to_reset(sock: TcpSock, conn: &Conn, old: u8, cause: CloseCause) {
     let value = Closing {
         jiffy: jiffies(),
         cookie: sock.cookie(),
+        started_ns: conn.started_ns,
+        history: conn.history,
+        state_since_ms: conn.state_since_ms,
         slot: conn.slot,
         old_state: old,
         counted_received: u8::from(matches!(cause, CloseCause::ResetReceived)),

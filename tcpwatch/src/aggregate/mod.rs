@@ -3,6 +3,7 @@
 pub(crate) mod listeners;
 pub(crate) mod owners;
 pub(crate) mod recent;
+pub(crate) mod resets;
 pub(crate) mod services;
 pub(crate) mod snapshot;
 pub(crate) mod table;
@@ -19,12 +20,14 @@ use tcpwatch_common::state::{Direction, STATES, TcpState};
 use self::listeners::Listeners;
 use self::owners::{Named, Owner, Owners, Wanted};
 use self::recent::RecentRtt;
+use self::resets::{ResetReport, Resets};
 use self::services::{Grant, Services};
 use self::snapshot::{Compared, Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
 use crate::api::{self, Listing};
 use crate::explain::Short;
 use crate::kernel::maps::{Counters, SlotCounters};
+use crate::recording::ResetStack;
 
 /// Reasons for which a record cannot be decoded, in the order of [`Aggregator::errors`].
 const DECODE_REASONS: [&str; 3] = ["too_short", "abi_mismatch", "unknown_kind"];
@@ -60,6 +63,7 @@ pub(crate) struct Aggregator {
     listeners: Listeners,
     owners: Owners,
     recent: RecentRtt,
+    resets: Resets,
     events: [u64; Kind::ALL.len()],
     errors: [u64; DECODE_REASONS.len()],
     began_ns: u64,
@@ -79,6 +83,7 @@ impl Aggregator {
             listeners: Listeners::default(),
             owners: Owners::default(),
             recent: RecentRtt::new(now_ns),
+            resets: Resets::default(),
             events: [0; Kind::ALL.len()],
             errors: [0; DECODE_REASONS.len()],
             began_ns: now_ns,
@@ -116,8 +121,13 @@ impl Aggregator {
                 self.count(Kind::Retransmit);
                 None
             }
-            Record::Reset(kind, _) => {
+            Record::Reset(kind, reset) => {
                 self.count(*kind);
+                let owner = self.owner_of(reset.cookie, &reset.key).or_else(|| Owner::of_socket(reset));
+                if let Some(owner) = &owner {
+                    self.owners.note(owner, reset.header.ktime_ns);
+                }
+                self.resets.take(*kind, reset, self.table.get(reset.cookie).cloned(), owner);
                 None
             }
             Record::Listener(listener) => {
@@ -148,6 +158,7 @@ impl Aggregator {
         let owner = Owner::of(&conn);
         self.owners.note(&owner, conn.header.ktime_ns);
         if kind == Kind::Close {
+            self.resets.closed(&conn);
             self.table.remove(conn.cookie);
             if let Some(short) = self.short.get_mut(conn.slot as usize) {
                 short.take(&conn);
@@ -179,14 +190,17 @@ impl Aggregator {
     /// Who owns the socket with this cookie, also for a while after it closed. Without such a socket, who listens at the
     /// local end of `key`.
     pub(crate) fn owner(&self, cookie: u64, key: &ConnKey) -> Option<api::owner::Owner> {
+        Some(api::owner::Owner::new(&self.owner_of(cookie, key)?, self.owners.names()))
+    }
+
+    fn owner_of(&self, cookie: u64, key: &ConnKey) -> Option<Owner> {
         let listener = || {
             let listener = self.listeners.at(key).filter(|listener| listener.pid != 0)?;
             let kind = if listener.cookie == cookie { listener.owner_kind } else { OwnerKind::Listener as u32 };
             Some(Owner { kind: OwnerKind::from_u8(kind as u8), ..Owner::of_listener(listener) })
         };
         let open = self.table.get(cookie).map(|record| Owner::of(record));
-        let owner = open.or_else(|| self.owners.of_closed(cookie)).or_else(listener)?;
-        Some(api::owner::Owner::new(&owner, self.owners.names()))
+        open.or_else(|| self.owners.of_closed(cookie)).or_else(listener)
     }
 
     /// Takes the name of a user or control group, or that a process has ended.
@@ -213,6 +227,16 @@ impl Aggregator {
     /// Something listened on `port` before the daemon.
     pub(crate) fn listening(&mut self, port: u16) -> Option<Grant> {
         self.services.listening(port)
+    }
+
+    /// Takes a kernel stack that was not seen before.
+    pub(crate) fn stack(&mut self, stack: &ResetStack) {
+        self.resets.stacks.tell(stack);
+    }
+
+    /// What is known of resets beyond their counters.
+    pub(crate) fn resets(&self) -> ResetReport {
+        self.resets.report(Arc::clone(self.owners.names()))
     }
 
     /// Periodic records so far.
@@ -262,6 +286,8 @@ impl Aggregator {
             *state = if gauge > i64::MAX as u64 { 0 } else { gauge };
         }
         let groups = self.groups(counters);
+        self.resets.read(reading.ktime_ns, &groups);
+        let stacks = self.resets.stacks.count(&counters.stacks);
         let rtt = self.recent.quantiles(&groups, reading.ktime_ns);
         // Minisocks are not sockets that we could follow.
         if let Some(time_wait) = states.get_mut(TcpState::TimeWait as usize) {
@@ -281,6 +307,7 @@ impl Aggregator {
             unreadable_namespaces: reading.unreadable_namespaces,
             states,
             reasons: counters.reasons.clone(),
+            stacks,
             own: SelfStats {
                 events: self.events,
                 losses: counters.losses,
@@ -350,6 +377,7 @@ pub(crate) mod tests {
             reasons: vec![0; reason::WORDS],
             losses: [0; Loss::ALL.len()],
             gauges: [0; GAUGE_WORDS],
+            stacks: Vec::new(),
         }
     }
 

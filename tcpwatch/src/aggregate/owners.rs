@@ -9,7 +9,8 @@ use std::sync::Arc;
 use lru::LruCache;
 use tcpwatch_common::conn::COMM_LEN;
 use tcpwatch_common::owner::OwnerKind;
-use tcpwatch_common::record::{ConnRecord, ListenerRecord};
+use tcpwatch_common::record::{ConnRecord, ListenerRecord, ResetRecord};
+use tcpwatch_common::reset::known;
 
 use crate::api::text::printable;
 use crate::cgroup::Cgroup;
@@ -53,6 +54,18 @@ impl Owner {
             flags: record.owner_flags,
             comm: record.comm,
         }
+    }
+
+    /// Of a socket of which nothing is known but what a reset of it says; none without a socket.
+    pub(crate) fn of_socket(record: &ResetRecord) -> Option<Self> {
+        (record.known & known::SOCKET != 0).then_some(Self {
+            pid: 0,
+            uid: record.uid,
+            cgroup: 0,
+            kind: OwnerKind::Unknown,
+            flags: 0,
+            comm: [0; COMM_LEN],
+        })
     }
 
     /// Of a listener.

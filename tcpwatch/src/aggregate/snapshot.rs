@@ -8,6 +8,8 @@ use tcpwatch_common::counters::{Loss, dist, group};
 use tcpwatch_common::record::Kind;
 use tcpwatch_common::state::{Direction, STATES};
 
+use super::resets::stacks::StackTotals;
+
 /// The value of the metric label `service`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Service {
@@ -223,6 +225,9 @@ pub(crate) struct Facts {
     pub(crate) reasons: Vec<String>,
     /// The probes and what became of them.
     pub(crate) probes: Vec<ProbeStatus>,
+    /// Why the kernel's functions have no names here, in a sentence; `None` when they have.
+    #[serde(default)]
+    pub(crate) no_symbols: Option<String>,
 }
 
 /// A picture of a moment.
@@ -248,6 +253,8 @@ pub(crate) struct Snapshot {
     pub(crate) states: [u64; STATES],
     /// RSTs sent, by the indices of `tcpwatch_common::counters::reason`.
     pub(crate) reasons: Vec<u64>,
+    /// Kernel stacks of the RSTs sent.
+    pub(crate) stacks: Vec<StackTotals>,
     /// What tcpwatch takes and gives up.
     pub(crate) own: SelfStats,
 }

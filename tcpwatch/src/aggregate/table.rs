@@ -38,14 +38,14 @@ impl ConnTable {
         self.connections.push(record.cookie, Arc::new(*record));
     }
 
-    /// Forgets a connection that ended.
-    pub(crate) fn remove(&mut self, cookie: u64) {
-        self.connections.pop(&cookie);
-    }
-
     /// The newest record of a connection.
     pub(crate) fn get(&self, cookie: u64) -> Option<&Arc<ConnRecord>> {
         self.connections.peek(&cookie)
+    }
+
+    /// Forgets a connection that ended.
+    pub(crate) fn remove(&mut self, cookie: u64) {
+        self.connections.pop(&cookie);
     }
 
     /// The owners of connections that no process holds any more.

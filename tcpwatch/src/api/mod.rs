@@ -8,6 +8,7 @@ pub(crate) mod interest;
 pub(crate) mod listener;
 pub(crate) mod owner;
 pub(crate) mod proof;
+pub(crate) mod resets;
 #[cfg(test)]
 mod schema;
 pub(crate) mod service;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::connection::Connection;
 use super::listener::Listener;
+use super::resets::Resets;
 use super::service::ServiceTotals;
 use super::status::Status;
 use super::{event, line, listener, service, status};
@@ -121,6 +122,11 @@ fn the_schema_of_the_status_has_its_fields_and_no_others() {
 fn the_schema_of_services_has_their_fields_and_no_others() {
     let services: String = service::tests::busy().iter().map(line).collect();
     check("service", &of::<ServiceTotals>("a line of /api/v1/services"), &services);
+}
+
+#[test]
+fn the_schema_of_resets_has_their_fields_and_no_others() {
+    check("resets", &of::<Resets>("/api/v1/resets"), &line(&crate::resets::view::tests::resets()));
 }
 
 #[test]

@@ -155,6 +155,7 @@ fn programs(tick_mode: bool) -> load::Options {
     load::Options {
         ring_bytes: 1 << 20,
         detail_per_second: 1000,
+        reset_stacks: tcpwatch_common::stack::STACKS,
         tick_mode,
         netns: Vec::new(),
         kernel_log: false,

@@ -15,6 +15,8 @@ pub(crate) const PREFIX: &str = "TCPWATCH_";
 
 /// As many as the kernel programs can count apart.
 const MOST_SERVICES: u32 = crate::metrics::MOST_SERVICES as u32;
+/// As many as a recording holds.
+const MOST_STACKS: u32 = tcpwatch_common::stack::STACKS;
 /// A port is a service of each direction.
 const MOST_PORTS: usize = crate::metrics::MOST_SERVICES / 2;
 
@@ -126,6 +128,8 @@ settings! {
     sampling: OneOf<Sampling> = Sampling::EveryAck;
     /// Retransmissions and resets that are reported one by one, a second and CPU. Beyond, they are only counted.
     detail_per_second: Integer<0, 1_000_000> = 1000;
+    /// Kernel stacks of resets that are told apart, by their return addresses. Resets with others are counted without.
+    reset_stacks: Integer<1, MOST_STACKS> = MOST_STACKS;
     /// Network namespaces to keep to, as paths such as "/proc/self/ns/net" or "/run/netns/blue". Empty: all of them.
     netns: List<AbsolutePath, 8> = Vec::new();
     /// Serve /metrics/connections at the Unix socket: series for up to 200 connections, which come and go with them.

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::params::{Params, Refusal};
 use super::{Ask, Pages, REFRESH_WAIT, details, events};
 use crate::aggregate::snapshot::Snapshot;
+use crate::api::resets::Resets;
 use crate::api::service::services;
 use crate::api::status::Status;
 use crate::api::{Listing, line};
@@ -34,6 +35,7 @@ pub(super) fn pages() -> Router<Pages> {
         .route("/api/v1/listeners", get(listeners))
         .route("/api/v1/services", get(by_service))
         .route("/api/v1/explain", get(explain))
+        .route("/api/v1/resets", get(resets))
         .route("/api/v1/events", get(events::events))
         .route("/metrics/connections", get(details::connections))
 }
@@ -137,6 +139,13 @@ async fn listeners(State(pages): State<Pages>, uri: Uri) -> Result<Response, Res
     let listeners = pages.answer(Ask::Listeners).await?;
     let text: String = listeners.iter().map(line).collect();
     Ok(([LINES], text).into_response())
+}
+
+async fn resets(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
+    Params::of(&uri, &[]).map_err(Refusal::into_response)?;
+    let (snapshot, report) = pages.answer(Ask::Resets).await?;
+    let text = pages.in_turn(move || line(&Resets::new(&snapshot, &report))).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
 /// What of the connections is wanted.

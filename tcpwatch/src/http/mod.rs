@@ -32,6 +32,7 @@ use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::aggregate::resets::ResetReport;
 use crate::aggregate::snapshot::Snapshot;
 use crate::api::Listing;
 use crate::api::event::Event;
@@ -76,6 +77,8 @@ pub(crate) enum Ask {
     Connections(oneshot::Sender<Listing>),
     /// The listeners of this moment.
     Listeners(oneshot::Sender<Vec<Listener>>),
+    /// The resets of this moment, with the counters of the same.
+    Resets(oneshot::Sender<(Arc<Snapshot>, ResetReport)>),
 }
 
 /// A request for a snapshot of this moment.
@@ -208,7 +211,7 @@ fn common() -> Router<Pages> {
         .route("/readyz", get(readiness))
 }
 
-const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/listeners, /api/v1/services, /api/v1/explain, /api/v1/events, \
+const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/listeners, /api/v1/services, /api/v1/explain, /api/v1/resets, /api/v1/events, \
                        /metrics, /metrics/connections, /healthz and /readyz\n";
 
 /// All pages; who may have which is for the gate to decide.

@@ -9,6 +9,7 @@ use tcpwatch_common::layout::{Field, Layout};
 use tcpwatch_common::reset::{REASONS, ReasonHint};
 
 use super::btf::{Btf, BtfError};
+use super::symbols::Symbols;
 use crate::sys;
 
 /// Below this the socket storage that everything rests on does not work in tracing programs. Wording only.
@@ -76,6 +77,8 @@ pub(crate) struct KernelFacts {
     pub(crate) reason_hints: [u8; REASONS],
     /// Types and functions.
     pub(crate) btf: Btf,
+    /// Addresses of functions.
+    pub(crate) symbols: Symbols,
 }
 
 impl KernelFacts {
@@ -91,7 +94,15 @@ impl KernelFacts {
         let btf = Btf::parse(data).map_err(|source| FactsError::Damaged { release: release.clone(), path, source })?;
         let layout = resolve(&btf, &release)?;
         let (reasons, reason_hints) = reset_reasons(&btf);
-        Ok(Self { release, hz: sys::ticks_per_second(), layout, reasons, reason_hints, btf })
+        Ok(Self {
+            release,
+            hz: sys::ticks_per_second(),
+            layout,
+            reasons,
+            reason_hints,
+            btf,
+            symbols: Symbols::gather(root),
+        })
     }
 }
 

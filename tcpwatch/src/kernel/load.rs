@@ -5,6 +5,7 @@ use std::io;
 use aya::programs::{BtfTracePoint, FEntry, Iter, KProbe, ProgramError, RawTracePoint};
 use aya::{Btf as AyaBtf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use tcpwatch_common::layout::Layout;
+use tcpwatch_common::stack;
 
 use super::facts::KernelFacts;
 use super::maps::{Maps, MapsError};
@@ -19,6 +20,8 @@ pub(crate) struct Options {
     pub(crate) ring_bytes: u32,
     /// Retransmit and reset records a second and CPU.
     pub(crate) detail_per_second: u32,
+    /// Kernel stacks of resets that are kept.
+    pub(crate) reset_stacks: u32,
     /// Look at a socket at most once a jiffy.
     pub(crate) tick_mode: bool,
     /// Inode numbers of the namespaces to keep to; empty for all.
@@ -145,6 +148,9 @@ pub(crate) fn load_object(
     }
     let tick = u32::from(options.tick_mode);
     let log_level = if options.kernel_log { u8::MAX } else { 0 };
+    let symbols = &facts.symbols;
+    let frames = if symbols.can_cut() { stack::FRAMES as u32 } else { stack::FRAMES_UNCUT };
+    let (cuts, paths) = (range_bytes(&symbols.cuts), range_bytes(&symbols.paths));
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(btf))
@@ -157,7 +163,11 @@ pub(crate) fn load_object(
         .override_global("HZ", &facts.hz, true)
         .override_global("DETAIL_PER_SECOND", &options.detail_per_second, true)
         .override_global("TICK_MODE", &tick, true)
+        .override_global("STACK_CUTS", cuts.as_slice(), true)
+        .override_global("STACK_PATHS", paths.as_slice(), true)
+        .override_global("STACK_FRAMES", &frames, true)
         .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .map_max_entries("STACKS", options.reset_stacks)
         .map_max_entries("EVENTS", options.ring_bytes);
     if !options.kernel_log {
         loader.map_max_entries("AYA_LOGS", crate::sys::page_size() as u32);
@@ -180,6 +190,10 @@ pub(crate) fn layout_bytes(layout: &Layout) -> Vec<u8> {
             [a, b, field.shift, field.bits]
         })
         .collect()
+}
+
+fn range_bytes(ranges: &[stack::Range]) -> Vec<u8> {
+    ranges.iter().flat_map(|range| [range.start.to_ne_bytes(), range.len.to_ne_bytes()]).flatten().collect()
 }
 
 fn attach_resets(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, way: &ResetWay) -> Vec<ProbeStatus> {

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf};
+use tcpwatch_common::Wire as _;
 use tcpwatch_common::counters::{DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, netns, reason, setting, slot};
+use tcpwatch_common::stack::StackCount;
 
 use super::load::Options;
 
@@ -26,6 +28,9 @@ pub(crate) enum MapsError {
     },
 }
 
+/// Words of an entry of the map of stacks.
+const STACK_WORDS: usize = size_of::<StackCount>() / size_of::<u64>();
+
 /// Typed handles.
 pub(crate) struct Maps {
     /// Records; taken by the source.
@@ -40,6 +45,7 @@ pub(crate) struct Maps {
     settings: Array<MapData, u64>,
     /// What is counted by network namespace.
     pub(crate) namespaces: ByNamespace,
+    stacks: HashMap<MapData, u64, [u64; STACK_WORDS]>,
     /// Size of the ring buffer, bytes.
     pub(crate) ring_bytes: u32,
     /// Memory of all maps as the kernel accounts it, bytes.
@@ -57,6 +63,8 @@ pub(crate) struct Counters {
     pub(crate) losses: [u64; Loss::ALL.len()],
     /// Connections by state.
     pub(crate) gauges: [u64; GAUGE_WORDS],
+    /// Key and count of each stack of a reset sent, in the order in which they were told.
+    pub(crate) stacks: Vec<(u64, u64)>,
 }
 
 /// The counters of one slot.
@@ -88,6 +96,7 @@ impl Maps {
             listeners: take(ebpf, "LISTENERS")?,
             settings: take(ebpf, "SETTINGS")?,
             namespaces: ByNamespace(take(ebpf, "NAMESPACES")?),
+            stacks: take(ebpf, "STACKS")?,
             ring_bytes: options.ring_bytes,
             map_bytes,
         })
@@ -110,7 +119,18 @@ impl Maps {
         let mut gauges = [0; GAUGE_WORDS];
         add(&mut gauges, &self.gauges, "GAUGES", 0)?;
         let reasons = reasons.to_vec();
-        Ok(Counters { slots, reasons, losses, gauges })
+        Ok(Counters { slots, reasons, losses, gauges, stacks: Vec::new() })
+    }
+
+    /// Reads the stacks of resets.
+    pub(crate) fn read_stacks(&self) -> Result<Vec<(u64, StackCount)>, MapsError> {
+        let mut all = Vec::new();
+        for entry in &self.stacks {
+            let (key, words) = entry.map_err(|source| MapsError::Map { name: "STACKS", source })?;
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            all.extend(StackCount::read(&bytes).map(|count| (key, count)));
+        }
+        Ok(all)
     }
 
     /// Gives a slot to a service (`counters::service_key`).

@@ -8,3 +8,4 @@ pub(crate) mod load;
 pub(crate) mod maps;
 pub(crate) mod probes;
 pub(crate) mod stats;
+pub(crate) mod symbols;

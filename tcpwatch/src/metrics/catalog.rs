@@ -92,9 +92,11 @@ pub(crate) const MOST_LISTENERS: usize = 64;
 pub(crate) const MOST_NAMESPACES: usize = 64;
 /// Counters that the kernel has too.
 pub(crate) const COMPARED: [&str; 2] = ["retransmitted_segments", "resets_sent"];
+/// Kernel stacks with series of their own, and `other`.
+const MOST_STACKS: usize = crate::aggregate::resets::stacks::MOST + 1;
 /// IP versions.
 pub(crate) const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
-const PLACES: [&str; 7] = ["ring", "throttled", "storage", "map", "recursion", "decode", "table"];
+const PLACES: [&str; 8] = ["ring", "throttled", "storage", "map", "stack", "recursion", "decode", "table"];
 const HOOKS: [&str; 5] = ["tp_btf", "raw_tp", "fentry", "kprobe", "iter"];
 
 const fn closed(name: &'static str, values: &'static [&'static str]) -> Label {
@@ -127,6 +129,7 @@ const REASON: Label =
     open("reason", "the kernel's name in lower case without the enum's prefix; `none` where it gives none", REASONS);
 const LISTENER: Label =
     open("listener", "address and port; `other` for those beyond the first by port and address", MOST_LISTENERS + 1);
+const STACK: Label = open("stack", "a fingerprint, `other` for those beyond the first", MOST_STACKS);
 const PROGRAM: Label = open("program", "the name of the kernel program", MOST_PROGRAMS);
 
 /// Finite edges of a histogram in powers of two.
@@ -334,6 +337,21 @@ pub(crate) const CATALOG: &[Metric] = &[
     .by(&[ORIGIN, REASON, closed("family", &FAMILIES)])
     .note("Reasons appear when they first occur. Kernels before 6.10 give none.")
     .read(RESETS, read::resets_by_reason),
+    Metric::counter("tcpwatch_reset_stacks_total", Unit::Count, "RSTs that this host sent, by kernel stack.")
+        .by(&[STACK])
+        .note(
+            "A fingerprint is made of the cause and the names of the functions above the softirq: it stays over reboots. \
+             Stacks that the table of the kernel programs has no place for are in \
+             `tcpwatch_events_lost_total{where=\"map\"}`.",
+        )
+        .read(RESETS, read::reset_stacks),
+    Metric::gauge("tcpwatch_reset_stack_info", Unit::Info, "The functions of each kernel stack, the innermost first.")
+        .by(&[
+            STACK,
+            follows(open("cause", "as of `tcpwatch_resets_sent_total`", 1)),
+            follows(open("frames", "names of functions, separated by `;`; empty where the kernel hides them", 1)),
+        ])
+        .read(RESETS, read::reset_stack_info),
     Metric::counter(
         "tcpwatch_resets_received_total",
         Unit::Count,
@@ -387,7 +405,7 @@ pub(crate) const CATALOG: &[Metric] = &[
             ),
         ])
         .note(
-            "`ring`, `throttled`, `table`: details are missing, totals are right. `storage`, `map`, `recursion`: events \
+            "`ring`, `throttled`, `stack`, `table`: details are missing, totals are right. `storage`, `map`, `recursion`: events \
              are missing from the totals too. `decode`: records that the daemon did not understand.",
         )
         .read(OWN, read::lost),

@@ -7,6 +7,7 @@ use tcpwatch_common::reset::ResetOrigin;
 use tcpwatch_common::state::{Direction, STATES, TcpState};
 
 use super::catalog::{DECODE_REASONS, MOST_LISTENERS, MOST_NAMESPACES, MOST_PROGRAMS};
+use crate::aggregate::resets::{self, stacks::StackTotals};
 use crate::aggregate::snapshot::{
     Compared, Facts, GroupTotals, ListenerStats, NamespaceStats, ProbeState, ProbeStatus, ProgramStats, RttQuantiles,
     SelfStats, Service, Snapshot, TableStats,
@@ -32,6 +33,7 @@ pub(crate) fn empty() -> Snapshot {
         unreadable_namespaces: 0,
         states: [0; STATES],
         reasons: vec![0; reason::WORDS],
+        stacks: Vec::new(),
         own: SelfStats::default(),
     }
 }
@@ -83,6 +85,14 @@ pub(crate) fn full(services: u16) -> Snapshot {
         let numbers = if services > 1 { 0..64 } else { 0..3 };
         numbers.for_each(|number| snapshot.reasons[reason::index(origin, number, 6)] = 5 + u64::from(number));
     }
+    let stacks = if services > 1 { resets::stacks::MOST + 1 } else { 1 };
+    snapshot.stacks.extend((0..stacks).map(|i| StackTotals {
+        fingerprint: if i == resets::stacks::MOST { resets::stacks::OTHER.into() } else { format!("{i:016x}").into() },
+        origin: 1,
+        cause: 3,
+        frames: ["tcp_v4_send_reset", "tcp_v4_rcv"].map(ToOwned::to_owned).into(),
+        count: 7 + i as u64,
+    }));
     snapshot.facts = Arc::new(facts());
     let most = if services > 1 { MOST_PROGRAMS } else { 2 };
     let program = |i: usize| ProgramStats {
@@ -124,6 +134,7 @@ fn facts() -> Facts {
             probe("tcp_send_reset", "tp_btf", ProbeState::Unsupported("no reason".to_owned())),
             probe("tcp_v4_send_reset", "fentry", ProbeState::Broken("EPERM".to_owned())),
         ],
+        no_symbols: None,
     }
 }
 

@@ -364,6 +364,19 @@ pub(super) fn resets_by_reason(view: &View<'_>, out: &mut Series) {
     }
 }
 
+pub(super) fn reset_stacks(view: &View<'_>, out: &mut Series) {
+    for stack in view.snapshot().iter().flat_map(|snapshot| &snapshot.stacks) {
+        out.count(&[&stack.fingerprint], stack.count);
+    }
+}
+
+pub(super) fn reset_stack_info(view: &View<'_>, out: &mut Series) {
+    for stack in view.snapshot().iter().flat_map(|snapshot| &snapshot.stacks) {
+        let cause = ResetCause::from_u8(stack.cause).map_or("other", ResetCause::name);
+        out.count(&[&stack.fingerprint, cause, &stack.frames.join(";")], 1);
+    }
+}
+
 pub(super) fn resets_received(view: &View<'_>, out: &mut Series) {
     for totals in view.groups() {
         let service = totals.service.label();

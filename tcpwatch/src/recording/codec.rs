@@ -4,8 +4,9 @@
 //! missed by the compiler there, and nowhere else.
 
 use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, reason, slot};
+use tcpwatch_common::stack;
 
-use super::Input;
+use super::{Input, ResetStack};
 use crate::aggregate::Reading;
 use crate::aggregate::owners::Named;
 use crate::aggregate::snapshot::{NamespaceStats, ProgramStats};
@@ -17,6 +18,7 @@ const READING: u8 = 3;
 /// A reading of which the number of slots or namespaces or the programs are others than in the one before.
 const READING_ANEW: u8 = 4;
 const NAME: u8 = 5;
+const STACK: u8 = 6;
 
 /// The ring buffer has no larger records.
 pub(super) const MOST_RECORD: usize = 1 << 16;
@@ -27,11 +29,13 @@ const MOST_PROGRAMS: usize = 64;
 /// Network namespaces that a reading may tell of.
 const MOST_NAMESPACES: usize = 4096;
 const MOST_NAME: usize = 64;
+/// Stacks that a reading may count.
+const MOST_STACKS: usize = stack::STACKS as usize;
 const WORDS_OF_A_SLOT: usize = group::WORDS + dist::WORDS;
 const OTHER_WORDS: usize = reason::WORDS + Loss::ALL.len() + GAUGE_WORDS + 16;
 /// No input is longer: a word takes at most ten bytes and its distance from the one before three.
 pub(super) const MOST_INPUT: usize =
-    (slot::COUNT * WORDS_OF_A_SLOT + OTHER_WORDS + MOST_PROGRAMS * 3 + MOST_NAMESPACES * 3) * 13
+    (slot::COUNT * WORDS_OF_A_SLOT + OTHER_WORDS + MOST_PROGRAMS * 3 + MOST_NAMESPACES * 3 + MOST_STACKS * 2) * 13
         + MOST_PROGRAMS * (MOST_NAME + 2)
         + 64;
 
@@ -43,11 +47,12 @@ pub(super) struct Codec {
     counters: Counters,
     reading: Reading,
     words: Vec<u64>,
+    stack: ResetStack,
 }
 
 impl Default for Codec {
     fn default() -> Self {
-        Self { counters: zero(0), reading: Reading::default(), words: Vec::new() }
+        Self { counters: zero(0), reading: Reading::default(), words: Vec::new(), stack: ResetStack::default() }
     }
 }
 
@@ -70,6 +75,15 @@ impl Codec {
                 put(out, name.len() as u64);
                 out.extend(name);
             }
+            Input::Stack(stack) => {
+                out.push(STACK);
+                out.extend(stack.key.to_le_bytes());
+                out.extend([stack.origin, stack.cause]);
+                put(out, stack.frames.len() as u64);
+                for frame in &stack.frames {
+                    put_name(out, frame);
+                }
+            }
             Input::Reading(counters, reading) => self.encode_reading(counters, reading, out),
         }
     }
@@ -79,6 +93,7 @@ impl Codec {
         let names = |reading: &Reading| reading.programs.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
         let same = counters.slots.len() == self.counters.slots.len()
             && reading.namespaces.len() == self.reading.namespaces.len()
+            && counters.stacks.len() == self.counters.stacks.len()
             && names(&reading) == names(&self.reading);
         if same {
             out.push(READING);
@@ -86,10 +101,10 @@ impl Codec {
             out.push(READING_ANEW);
             put(out, counters.slots.len() as u64);
             put(out, reading.namespaces.len() as u64);
+            put(out, counters.stacks.len() as u64);
             put(out, reading.programs.len() as u64);
             for program in &reading.programs {
-                put(out, program.name.len() as u64);
-                out.extend(program.name.as_bytes());
+                put_name(out, &program.name);
             }
         }
         let mut words = Vec::with_capacity(self.words.len());
@@ -106,7 +121,7 @@ impl Codec {
             distance = 1;
         }
         put(out, 0);
-        *self = Self { counters, reading, words };
+        (self.counters, self.reading, self.words) = (counters, reading, words);
     }
 
     /// Takes one input off `bytes`; says what is wrong with it otherwise.
@@ -130,6 +145,17 @@ impl Codec {
                 }
                 Ok(Input::Name(what, number, slice(bytes, len)?))
             }
+            STACK => {
+                let key = u64::from_le_bytes(array(bytes)?);
+                let [origin, cause] = array(bytes)?;
+                let count = get(bytes)?;
+                if count > stack::FRAMES as u64 {
+                    return Err("the size of a stack");
+                }
+                let frames = (0..count).map(|_| name(bytes, "the name of a function").map(str::to_owned));
+                self.stack = ResetStack { key, origin, cause, frames: frames.collect::<Result<_, _>>()? };
+                Ok(Input::Stack(&self.stack))
+            }
             READING | READING_ANEW => {
                 if tag == READING_ANEW {
                     self.decode_shape(bytes)?;
@@ -142,20 +168,18 @@ impl Codec {
     }
 
     fn decode_shape(&mut self, bytes: &mut &[u8]) -> Result<(), &'static str> {
-        let (slots, namespaces, programs) = (get(bytes)?, get(bytes)?, get(bytes)?);
-        if slots > slot::COUNT as u64 || namespaces > MOST_NAMESPACES as u64 || programs > MOST_PROGRAMS as u64 {
+        let (slots, namespaces, stacks, programs) = (get(bytes)?, get(bytes)?, get(bytes)?, get(bytes)?);
+        let right = slots <= slot::COUNT as u64 && namespaces <= MOST_NAMESPACES as u64;
+        if !right || stacks > MOST_STACKS as u64 || programs > MOST_PROGRAMS as u64 {
             return Err("the size of a reading");
         }
         self.counters = zero(slots as usize);
+        self.counters.stacks = vec![(0, 0); stacks as usize];
         let nothing = NamespaceStats::default();
         self.reading.namespaces = vec![nothing; namespaces as usize];
         self.reading.programs.clear();
         for _ in 0..programs {
-            let len = get(bytes)?;
-            let name = std::str::from_utf8(slice(bytes, len)?).map_err(|_| "the name of a program")?;
-            if name.len() > MOST_NAME || name.contains(char::is_control) {
-                return Err("the name of a program");
-            }
+            let name = name(bytes, "the name of a program")?;
             self.reading.programs.push(ProgramStats { name: name.to_owned(), ..ProgramStats::default() });
         }
         Ok(())
@@ -187,6 +211,7 @@ fn zero(slots: usize) -> Counters {
         reasons: vec![0; reason::WORDS],
         losses: [0; Loss::ALL.len()],
         gauges: [0; GAUGE_WORDS],
+        stacks: Vec::new(),
     }
 }
 
@@ -229,11 +254,31 @@ fn each_word(counters: &mut Counters, reading: &mut Reading, mut each: impl FnMu
             *port = number as u32;
         }
     }
-    let Counters { slots, reasons, losses, gauges } = counters;
+    let Counters { slots, reasons, losses, gauges, stacks } = counters;
     reasons.iter_mut().chain(losses).chain(gauges).for_each(&mut each);
     for SlotCounters { words, dist } in slots {
         words.iter_mut().chain(dist).for_each(&mut each);
     }
+    // Last: they come while it runs.
+    for (key, count) in stacks {
+        each(key);
+        each(count);
+    }
+}
+
+fn put_name(out: &mut Vec<u8>, name: &str) {
+    put(out, name.len() as u64);
+    out.extend(name.as_bytes());
+}
+
+/// Takes a name off `bytes` that [`put_name`] wrote; `what` is told when it is none.
+fn name<'a>(bytes: &mut &'a [u8], what: &'static str) -> Result<&'a str, &'static str> {
+    let len = get(bytes)?;
+    let name = std::str::from_utf8(slice(bytes, len)?).map_err(|_| what)?;
+    if name.len() > MOST_NAME || name.contains(char::is_control) {
+        return Err(what);
+    }
+    Ok(name)
 }
 
 fn float(number: &mut f64, each: &mut impl FnMut(&mut u64)) {

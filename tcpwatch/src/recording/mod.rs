@@ -42,6 +42,19 @@ pub(crate) struct Beginning {
     pub(crate) ktime_ns: u64,
 }
 
+/// A kernel stack of resets, with the names of its functions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ResetStack {
+    /// Its key in the table of the programs.
+    pub(crate) key: u64,
+    /// Number of the origin.
+    pub(crate) origin: u8,
+    /// Number of the cause.
+    pub(crate) cause: u8,
+    /// The functions, the innermost first; empty where the kernel does not tell.
+    pub(crate) frames: Vec<String>,
+}
+
 /// One thing that an aggregator is given.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Input<'a> {
@@ -51,6 +64,8 @@ pub(crate) enum Input<'a> {
     Listening(u16),
     /// The name of a user or control group, or that a process has ended.
     Name(Named, u64, &'a [u8]),
+    /// A kernel stack of a reset that was not seen before.
+    Stack(&'a ResetStack),
     /// Counters, and what is known beyond them; it asks for a snapshot.
     Reading(&'a Counters, &'a Reading),
 }
@@ -111,6 +126,12 @@ impl Intake {
         self.aggregator.wanted()
     }
 
+    /// Gives it a kernel stack that was not seen before.
+    pub(crate) fn stack(&mut self, stack: &ResetStack) {
+        self.record(Input::Stack(stack));
+        self.aggregator.stack(stack);
+    }
+
     /// Gives it counters, and asks for a snapshot.
     pub(crate) fn read(&mut self, counters: &Counters, reading: &Reading) -> Arc<Snapshot> {
         self.record(Input::Reading(counters, reading));
@@ -124,6 +145,10 @@ impl Intake {
             Input::Listening(port) => self.listening(port),
             Input::Name(what, number, name) => {
                 self.named(what, number, name);
+                None
+            }
+            Input::Stack(stack) => {
+                self.stack(stack);
                 None
             }
             Input::Reading(counters, reading) => return Some(self.read(counters, reading)),

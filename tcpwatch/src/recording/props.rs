@@ -21,6 +21,7 @@ enum Owned {
     Record(Vec<u8>),
     Listening(u16),
     Name(Named, u64, Vec<u8>),
+    Stack(ResetStack),
     Reading(Box<(Counters, Reading)>),
 }
 
@@ -30,6 +31,7 @@ impl Owned {
             Input::Record(bytes) => Self::Record(bytes.to_vec()),
             Input::Listening(port) => Self::Listening(port),
             Input::Name(what, number, name) => Self::Name(what, number, name.to_vec()),
+            Input::Stack(stack) => Self::Stack(stack.clone()),
             Input::Reading(counters, reading) => Self::Reading(Box::new((counters.clone(), reading.clone()))),
         }
     }
@@ -39,6 +41,7 @@ impl Owned {
             Self::Record(bytes) => Input::Record(bytes),
             Self::Listening(port) => Input::Listening(*port),
             Self::Name(what, number, name) => Input::Name(*what, *number, name),
+            Self::Stack(stack) => Input::Stack(stack),
             Self::Reading(both) => Input::Reading(&both.0, &both.1),
         }
     }
@@ -59,6 +62,7 @@ fn beginning() -> Beginning {
             sampling_mode: "tick".into(),
             reasons: vec!["none".to_owned(), "no_socket".to_owned()],
             probes: vec![probe(ProbeState::Attached), probe(ProbeState::Broken("EPERM\nand more".to_owned()))],
+            no_symbols: Some("no CAP_SYSLOG".to_owned()),
         },
         services: 3,
         service_ports: vec![443],
@@ -84,6 +88,7 @@ fn reading() -> impl Strategy<Value = Owned> {
                 reasons: vec![0; reason::WORDS],
                 losses: [0; Loss::ALL.len()],
                 gauges: [0; GAUGE_WORDS],
+                stacks: changes.iter().zip(1..).map(|((_, word), key)| (key, *word)).collect(),
             };
             let places = slots.iter_mut().flat_map(|slot| slot.words.iter_mut().chain(&mut slot.dist));
             let more = counters.reasons.iter_mut().chain(&mut counters.losses).chain(&mut counters.gauges);
@@ -135,12 +140,23 @@ fn record() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![4 => right, 1 => vec(any::<u8>(), 0..600)]
 }
 
+fn stack() -> impl Strategy<Value = ResetStack> {
+    let name = prop_oneof![Just("tcp_v4_rcv".to_owned()), "[a-z_<>]{1,20}"];
+    (0..40_u64, 0..3_u8, 0..15_u8, vec(name, 0..14)).prop_map(|(key, origin, cause, frames)| ResetStack {
+        key,
+        origin,
+        cause,
+        frames,
+    })
+}
+
 fn inputs() -> impl Strategy<Value = Vec<Owned>> {
     let input = prop_oneof![
         4 => record().prop_map(Owned::Record),
         1 => any::<u16>().prop_map(Owned::Listening),
         1 => (prop::sample::select(&Named::ALL[..]), any::<u64>(), vec(any::<u8>(), 0..50))
             .prop_map(|(what, number, name)| Owned::Name(what, number, name)),
+        1 => stack().prop_map(Owned::Stack),
         2 => reading(),
     ];
     vec(input, 0..25)
@@ -309,6 +325,7 @@ fn every_cut_of_a_file_is_a_break_that_is_named() {
             reasons: vec![0; reason::WORDS],
             losses: [1; Loss::ALL.len()],
             gauges: [0; GAUGE_WORDS],
+            stacks: vec![(7, 8)],
         };
         Owned::Reading(Box::new((counters, Reading { ktime_ns, ..Reading::default() })))
     };

@@ -79,6 +79,7 @@ impl<R: Read> Recording<R> {
             Input::Record(_) => self.seen.records += 1,
             Input::Listening(_) => self.seen.listeners += 1,
             Input::Name(..) => self.seen.names += 1,
+            Input::Stack(_) => self.seen.stacks += 1,
             Input::Reading(..) => self.seen.readings += 1,
         }
         Ok(Some(input))
@@ -97,7 +98,9 @@ impl<R: Read> Recording<R> {
             Kind::Beginning => Err(self.frames.damaged("a second beginning")),
             Kind::End => {
                 let mut rest = self.content.as_slice();
-                for seen in [self.seen.records, self.seen.listeners, self.seen.readings, self.seen.names] {
+                for seen in
+                    [self.seen.records, self.seen.listeners, self.seen.stacks, self.seen.readings, self.seen.names]
+                {
                     if get(&mut rest) != Ok(seen) {
                         return Err(self.frames.damaged("it counts other inputs than there were"));
                     }
@@ -126,7 +129,11 @@ fn beginning(kind: Kind, content: &[u8]) -> Result<Beginning, &'static str> {
     let texts = facts.reasons.iter().chain([&facts.kernel_release]).map(String::as_str);
     let texts = texts.chain(facts.probes.iter().flat_map(|p| [p.probe.as_str(), &p.hook, &p.loses]));
     // They go to terminals.
-    if texts.chain([&*facts.sampling_mode]).any(|text| text.contains(char::is_control)) {
+    if texts
+        .chain(facts.no_symbols.as_deref())
+        .chain([&*facts.sampling_mode])
+        .any(|text| text.contains(char::is_control))
+    {
         return Err("a text of the beginning");
     }
     if beginning.services > slot::COUNT || beginning.table_capacity > MOST_CONNECTIONS {

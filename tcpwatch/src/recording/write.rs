@@ -48,6 +48,8 @@ pub(crate) struct Written {
     pub(crate) records: u64,
     /// Listeners older than the daemon.
     pub(crate) listeners: u64,
+    /// Kernel stacks.
+    pub(crate) stacks: u64,
     /// Readings of the counters.
     pub(crate) readings: u64,
     /// Names of users and control groups.
@@ -108,6 +110,7 @@ impl<W: Write> Recorder<W> {
             Input::Record(_) => &mut self.written.records,
             Input::Listening(_) => &mut self.written.listeners,
             Input::Name(..) => &mut self.written.names,
+            Input::Stack(_) => &mut self.written.stacks,
             Input::Reading(..) => &mut self.written.readings,
         };
         *count += 1;
@@ -128,7 +131,13 @@ impl<W: Write> Recorder<W> {
     pub(super) fn end(&mut self) -> Result<(), RecordingError> {
         self.flush()?;
         let mut counts = Vec::new();
-        for count in [self.written.records, self.written.listeners, self.written.readings, self.written.names] {
+        for count in [
+            self.written.records,
+            self.written.listeners,
+            self.written.stacks,
+            self.written.readings,
+            self.written.names,
+        ] {
             put(&mut counts, count);
         }
         let ended = self.frames.write(Kind::End, &counts);

@@ -6,3 +6,4 @@ pub(crate) mod listeners;
 pub(crate) mod names;
 pub(crate) mod namespaces;
 pub(crate) mod ringbuf;
+pub(crate) mod stacks;

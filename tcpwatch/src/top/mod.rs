@@ -65,7 +65,7 @@ pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str, expr: &[String]) 
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(TopError::Terminal)?;
     let ended = runtime.block_on(async {
-        let mut client = source(resolved).await?;
+        let (mut client, _) = source(resolved).await?;
         if once {
             let picture = picture(&mut client, column.name, None, filter.as_ref()).await?;
             return print(&picture.connections).map_err(TopError::Terminal);
@@ -78,11 +78,13 @@ pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str, expr: &[String]) 
     ended
 }
 
-/// The daemon, or programs of our own where there is none. Whoever names a socket wants that one.
-pub(crate) async fn source(resolved: &Resolved) -> Result<Client, TopError> {
+/// The daemon, or programs of our own where there is none, and whether it is these. Whoever names a socket wants that one.
+pub(crate) async fn source(resolved: &Resolved) -> Result<(Client, bool), TopError> {
     match Client::connect(&resolved.config.socket).await {
-        Err(error) if error.nobody() && *resolved.origin("socket") == Origin::Default => own(&resolved.config).await,
-        outcome => Ok(outcome?),
+        Err(error) if error.nobody() && *resolved.origin("socket") == Origin::Default => {
+            Ok((own(&resolved.config).await?, true))
+        }
+        outcome => Ok((outcome?, false)),
     }
 }
 

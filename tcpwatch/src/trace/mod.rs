@@ -96,7 +96,7 @@ pub(crate) fn run(resolved: &Resolved, args: &Args) -> Result<(), TraceError> {
         .build()
         .map_err(|error| TraceError::System("start the runtime", error))?;
     let traced = runtime.block_on(async {
-        let client = top::source(resolved).await?;
+        let (client, _) = top::source(resolved).await?;
         let events = client.events(kinds, filter.as_ref(), args.duration).await?;
         // Whatever happens from now on is told.
         let _nobody_listens =

@@ -164,6 +164,10 @@ impl Play {
                 self.stream()?.set_nonblocking(true)?;
                 while self.stream()?.write(&[0; 4096]).is_ok() {}
             }
+            "abort" => {
+                sockopt::abort_on_close(self.stream()?)?;
+                self.stream = None;
+            }
             "uid" => rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(rest.parse()?))?,
             "name" => rustix::thread::set_name(&CString::new(rest)?)?,
             "cgroup" => std::fs::write(format!("{rest}/cgroup.procs"), "0")?,

@@ -33,6 +33,12 @@ impl Daemon {
         Self::with(namespaces, "")
     }
 
+    /// The same without the privilege to see addresses of the kernel.
+    pub(crate) fn without_syslog(namespaces: &[&Netns]) -> Result<Self> {
+        let words = ["setpriv", "--bounding-set", "-syslog", "--inh-caps", "-syslog", PROGRAM].map(str::to_owned);
+        Self::through(&words, tempfile::tempdir()?, namespaces, "", |_| {})
+    }
+
     /// The same with more lines of configuration.
     pub(crate) fn with(namespaces: &[&Netns], more: &str) -> Result<Self> {
         Self::through(&[PROGRAM.to_owned()], tempfile::tempdir()?, namespaces, more, |_| {})

@@ -15,6 +15,7 @@ mod owners;
 mod prometheus;
 mod proof;
 mod recording;
+mod reset_evidence;
 mod resets;
 mod retransmits;
 mod rtt;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(connections::trials());
     trials.extend(resets::trials());
+    trials.extend(reset_evidence::trials());
     trials.extend(retransmits::trials());
     trials.extend(rtt::trials());
     trials.extend(proof::trials());

@@ -104,8 +104,8 @@ fn rights() -> Result<()> {
         }
         ensure!(told.contains(&"READY=1".to_owned()), "{told:?}");
         let pid = daemon.pid();
-        // CAP_SYS_PTRACE is 19, CAP_SYS_ADMIN 21, CAP_PERFMON 38, CAP_BPF 39.
-        let left = format!("{:016x}", 1_u64 << 19 | 1 << 21 | 1 << 39);
+        // CAP_SYS_PTRACE is 19, CAP_SYS_ADMIN 21, CAP_SYSLOG 34, CAP_PERFMON 38, CAP_BPF 39.
+        let left = format!("{:016x}", 1_u64 << 19 | 1 << 21 | 1 << 34 | 1 << 39);
         for (set, expected) in
             [("CapEff", &*left), ("CapPrm", &*left), ("CapInh", "0000000000000000"), ("CapAmb", "0000000000000000")]
         {
