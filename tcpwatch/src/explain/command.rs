@@ -66,7 +66,7 @@ pub(crate) fn run(resolved: &Resolved, args: &Args) -> Result<(), ExplainError> 
         .build()
         .map_err(|error| ExplainError::System("start the runtime", error))?;
     let done = runtime.block_on(async {
-        let mut client = top::source(resolved).await?;
+        let (mut client, _) = top::source(resolved).await?;
         print(&client.explain(filter.as_ref(), None, args.all).await?, args)?;
         if args.time.is_some() {
             print(&client.explain(filter.as_ref(), args.time, args.all).await?, args)?;
