@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{MissedTickBehavior, sleep};
 
 use crate::aggregate::Reading;
@@ -34,11 +34,17 @@ use crate::source::names::NameService;
 use crate::source::namespaces::Surroundings;
 use crate::source::ringbuf::{Batch, RingSource};
 use crate::source::stacks::Stacks;
+use crate::storm::hook::HookError;
+use crate::storm::mute::Mute;
+use crate::storm::{self, Change, Rules};
 use crate::tell::Teller;
 use crate::{cli, privileges, sys};
 
 /// How often a snapshot is published.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
+
+/// Beginnings and ends of storms that a slow listener may lag behind.
+const STORMS_KEPT: usize = 64;
 
 /// Why the daemon ends.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +67,9 @@ pub(crate) enum DaemonError {
     /// The socket path cannot be used.
     #[error(transparent)]
     Instance(#[from] InstanceError),
+    /// The hooks for storms cannot be used.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The recording cannot be written.
     #[error(transparent)]
     Recording(#[from] RecordingError),
@@ -104,11 +113,12 @@ impl DaemonError {
     pub(crate) const fn status(&self) -> u8 {
         match self {
             Self::Facts(_) | Self::Load(_) => cli::NOT_PERMITTED,
-            Self::Netns { .. } | Self::Web(_) => cli::USAGE,
+            Self::Netns { .. } | Self::Web(_) | Self::Hook(HookError::User(_)) => cli::USAGE,
             Self::Maps(_)
             | Self::Http(_)
             | Self::Socket(_)
             | Self::Instance(_)
+            | Self::Hook(HookError::Thread(_))
             | Self::Recording(_)
             | Self::Metrics(_)
             | Self::System { .. }
@@ -136,6 +146,19 @@ pub(crate) fn options(config: &Config) -> Result<load::Options, DaemonError> {
     })
 }
 
+fn rules(config: &Config) -> Rules {
+    Rules {
+        min_rate: config.storm_min_rate,
+        factor: config.storm_factor,
+        hold_ns: config.storm_hold.as_nanos() as u64,
+        mute: Mute {
+            causes: config.storm_mute_causes.clone(),
+            ports: config.storm_mute_ports.clone(),
+            peers: config.storm_mute_peers.clone(),
+        },
+    }
+}
+
 /// Runs until SIGTERM or SIGINT; SIGHUP makes it look at its settings again, by `resolve`.
 pub(crate) fn run(config: &Config, resolve: impl Fn() -> Result<Resolved, ConfigError>) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -152,6 +175,8 @@ async fn serve(mut settings: Settings<impl Fn() -> Result<Resolved, ConfigError>
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("wait for SIGINT"))?;
     // What can fail for want of a free name fails before the kernel is touched.
     let _instance = Instance::claim(&config.socket)?;
+    // Its thread has capabilities of its own, which are gone from this one later.
+    let storms = storm::tell::Teller::new(config)?;
     let tcp = http::bind(config.listen).await?;
     let unix = http::SocketFile::bind(&config.socket)?;
     let address = tcp.local_addr().map_err(system("read the listening address"))?;
@@ -159,6 +184,7 @@ async fn serve(mut settings: Settings<impl Fn() -> Result<Resolved, ConfigError>
     privileges::missing().for_each(|sentence| log::warn!("{sentence}"));
     // Before anything is started that would inherit them.
     privileges::give_up();
+    running.daemon.storm_teller = Some(storms);
     let server = tokio::spawn(http::serve(tcp, unix, settings.access(), running.feed(), config.connection_metrics));
     sys::release_free_memory();
     running.daemon.announce();
@@ -253,6 +279,7 @@ impl Running {
             ask: self.ask.clone(),
             events: sender.downgrade(),
             interests: Arc::clone(interests),
+            storms: self.daemon.storms.downgrade(),
         }
     }
 
@@ -348,6 +375,10 @@ pub(crate) struct Daemon {
     /// `Counters::reasons` at the last reading of stacks.
     resets_seen: Vec<u64>,
     ring_used: u64,
+    /// Beginnings and ends of storms, for those who listen.
+    storms: broadcast::Sender<Change>,
+    /// Who else is told of them.
+    storm_teller: Option<storm::tell::Teller>,
 }
 
 impl Daemon {
@@ -373,6 +404,7 @@ impl Daemon {
             service_ports: config.service_ports.clone(),
             table_capacity: config.max_connections as usize,
             ktime_ns: sys::monotonic_ns(),
+            storms: rules(config),
         };
         let recorder = record_to.map(|file| Recorder::begin(file, &beginning)).transpose()?;
         let events = maps.events.take().ok_or(MapsError::Missing("EVENTS"))?;
@@ -399,6 +431,8 @@ impl Daemon {
             stacks: Stacks::new(kernel.symbols.clone()),
             resets_seen: Vec::new(),
             ring_used: 0,
+            storms: broadcast::channel(STORMS_KEPT).0,
+            storm_teller: None,
         };
         daemon.apply_grants()?;
         daemon.apply_interval()?;
@@ -515,6 +549,7 @@ impl Daemon {
             unreadable_namespaces: self.surroundings.unreadable,
         };
         let snapshot = self.inbox.intake.read(&counters, &reading);
+        self.tell_storms(&snapshot.storms.changes);
         if let Some(recorder) = self.inbox.intake.recorder() {
             recorder.flush()?;
         }
@@ -531,6 +566,15 @@ impl Daemon {
         }
         self.resets_seen = reasons.to_vec();
         Ok(())
+    }
+
+    fn tell_storms(&mut self, changes: &[Change]) {
+        for change in changes {
+            let _nobody_listens = self.storms.send(change.clone());
+            if let Some(teller) = &mut self.storm_teller {
+                teller.tell(change, sys::monotonic_ns(), sys::unix_ns());
+            }
+        }
     }
 
     /// Ends the recording.

@@ -31,6 +31,7 @@ mod reload;
 mod replay;
 mod resets;
 mod source;
+mod storm;
 mod sys;
 mod tell;
 mod top;

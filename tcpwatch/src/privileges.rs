@@ -82,6 +82,20 @@ pub(crate) fn give_up() {
     }
 }
 
+/// Leaves the calling thread, and what it starts, no capabilities but these.
+pub(crate) fn keep_only(wanted: &[Capability]) {
+    let outcome = caps::read(None, CapSet::Permitted).and_then(|permitted| {
+        let kept: CapsHashSet = permitted.iter().copied().filter(|capability| wanted.contains(capability)).collect();
+        caps::clear(None, CapSet::Ambient)?;
+        caps::clear(None, CapSet::Inheritable)?;
+        caps::set(None, CapSet::Effective, &kept)?;
+        caps::set(None, CapSet::Permitted, &kept)
+    });
+    if let Err(error) = outcome {
+        log::warn!("capabilities of a thread cannot be given up: {error}");
+    }
+}
+
 fn keeps(capability: Capability) -> bool {
     OF_FILES.contains(&capability) || WANTED.iter().any(|wanted| wanted.capability == capability && wanted.lasting)
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tcpwatch_common::conn::ConnKey;
 use tcpwatch_common::counters::slot;
 use tcpwatch_common::owner::OwnerKind;
-use tcpwatch_common::record::{ConnRecord, DecodeError, Kind, Record};
+use tcpwatch_common::record::{ConnRecord, DecodeError, Kind, Record, ResetRecord};
 use tcpwatch_common::state::{Direction, STATES, TcpState};
 
 use self::listeners::Listeners;
@@ -28,6 +28,8 @@ use crate::api::{self, Listing};
 use crate::explain::Short;
 use crate::kernel::maps::{Counters, SlotCounters};
 use crate::recording::ResetStack;
+use crate::storm::evidence::{Detail, Process};
+use crate::storm::{self, Rules, Storms};
 
 /// Reasons for which a record cannot be decoded, in the order of [`Aggregator::errors`].
 const DECODE_REASONS: [&str; 3] = ["too_short", "abi_mismatch", "unknown_kind"];
@@ -64,6 +66,7 @@ pub(crate) struct Aggregator {
     owners: Owners,
     recent: RecentRtt,
     resets: Resets,
+    storms: Storms,
     events: [u64; Kind::ALL.len()],
     errors: [u64; DECODE_REASONS.len()],
     began_ns: u64,
@@ -75,7 +78,7 @@ pub(crate) struct Aggregator {
 
 impl Aggregator {
     /// Begins with nothing, at `now_ns` of CLOCK_MONOTONIC.
-    pub(crate) fn new(facts: Arc<Facts>, services: Services, table: ConnTable, now_ns: u64) -> Self {
+    pub(crate) fn new(facts: Arc<Facts>, services: Services, table: ConnTable, storms: Rules, now_ns: u64) -> Self {
         Self {
             facts,
             services,
@@ -84,6 +87,7 @@ impl Aggregator {
             owners: Owners::default(),
             recent: RecentRtt::new(now_ns),
             resets: Resets::default(),
+            storms: Storms::new(storms),
             events: [0; Kind::ALL.len()],
             errors: [0; DECODE_REASONS.len()],
             began_ns: now_ns,
@@ -123,6 +127,7 @@ impl Aggregator {
             }
             Record::Reset(kind, reset) => {
                 self.count(*kind);
+                self.reset(*kind, reset);
                 let owner = self.owner_of(reset.cookie, &reset.key).or_else(|| Owner::of_socket(reset));
                 if let Some(owner) = &owner {
                     self.owners.note(owner, reset.header.ktime_ns);
@@ -148,6 +153,19 @@ impl Aggregator {
         if let Some(count) = self.events.get_mut(kind as usize - 1) {
             *count += 1;
         }
+    }
+
+    fn reset(&mut self, kind: Kind, reset: &ResetRecord) {
+        let cause = if kind == Kind::ResetReceived { storm::RECEIVED } else { usize::from(reset.cause) };
+        let service = self.services.shown(reset.slot);
+        // It takes a while to find: only for those that may belong to a storm.
+        let owner = if self.storms.high(service, cause) { self.owner(reset.cookie, &reset.key) } else { None };
+        let detail = Detail {
+            peer: storm::peer(reset.key.remote),
+            port: if service.0 == Direction::Outbound { reset.key.remote_port } else { reset.key.local_port },
+            owner: owner.map(|owner| Process { comm: owner.comm, unit: owner.unit, container: owner.container }),
+        };
+        self.storms.observe(service, cause, &detail);
     }
 
     fn connection(&mut self, kind: Kind, conn: &ConnRecord) -> Option<Grant> {
@@ -289,6 +307,7 @@ impl Aggregator {
         self.resets.read(reading.ktime_ns, &groups);
         let stacks = self.resets.stacks.count(&counters.stacks);
         let rtt = self.recent.quantiles(&groups, reading.ktime_ns);
+        let storms = self.storms.read(reading.ktime_ns, &groups);
         // Minisocks are not sockets that we could follow.
         if let Some(time_wait) = states.get_mut(TcpState::TimeWait as usize) {
             *time_wait = reading.namespaces.iter().fold(0, |sum, n| n.time_wait.saturating_add(sum));
@@ -308,6 +327,7 @@ impl Aggregator {
             states,
             reasons: counters.reasons.clone(),
             stacks,
+            storms,
             own: SelfStats {
                 events: self.events,
                 losses: counters.losses,
@@ -368,7 +388,7 @@ pub(crate) mod tests {
     }
 
     fn aggregator() -> Aggregator {
-        Aggregator::new(Arc::default(), Services::new(16, &[]), ConnTable::new(10), 0)
+        Aggregator::new(Arc::default(), Services::new(16, &[]), ConnTable::new(10), Rules::default(), 0)
     }
 
     fn counters(slots: u32) -> Counters {
@@ -416,7 +436,8 @@ pub(crate) mod tests {
 
     #[test]
     fn what_has_no_label_is_in_other_and_nothing_is_lost() {
-        let mut aggregator = Aggregator::new(Arc::default(), Services::new(1, &[]), ConnTable::new(10), 0);
+        let mut aggregator =
+            Aggregator::new(Arc::default(), Services::new(1, &[]), ConnTable::new(10), Rules::default(), 0);
         for port in [1, 2, 3] {
             aggregator.listening(port).unwrap();
         }

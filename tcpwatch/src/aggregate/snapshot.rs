@@ -9,6 +9,7 @@ use tcpwatch_common::record::Kind;
 use tcpwatch_common::state::{Direction, STATES};
 
 use super::resets::stacks::StackTotals;
+use crate::storm::Report;
 
 /// The value of the metric label `service`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -255,6 +256,8 @@ pub(crate) struct Snapshot {
     pub(crate) reasons: Vec<u64>,
     /// Kernel stacks of the RSTs sent.
     pub(crate) stacks: Vec<StackTotals>,
+    /// Storms of resets.
+    pub(crate) storms: Report,
     /// What tcpwatch takes and gives up.
     pub(crate) own: SelfStats,
 }

@@ -13,6 +13,7 @@ pub(crate) mod resets;
 mod schema;
 pub(crate) mod service;
 pub(crate) mod status;
+pub(crate) mod storm;
 pub(crate) mod text;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

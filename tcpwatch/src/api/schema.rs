@@ -11,6 +11,7 @@ use super::listener::Listener;
 use super::resets::Resets;
 use super::service::ServiceTotals;
 use super::status::Status;
+use super::storm::Storms;
 use super::{event, line, listener, service, status};
 use crate::http::params::Refusal;
 
@@ -40,7 +41,8 @@ fn of<T: JsonSchema>(title: &str) -> Value {
 
 fn of_events() -> Value {
     let mut generator = SchemaGenerator::default();
-    let kinds = event::schemas(&mut generator);
+    let mut kinds = event::schemas(&mut generator);
+    kinds.push(generator.subschema_for::<super::storm::Told>());
     let mut schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "anyOf": kinds,
@@ -130,12 +132,19 @@ fn the_schema_of_resets_has_their_fields_and_no_others() {
 }
 
 #[test]
+fn the_schema_of_storms_has_their_fields_and_no_others() {
+    let storms = golden("storms.jsonl");
+    check("storms", &of::<Storms>("/api/v1/storms"), storms.lines().next().unwrap());
+}
+
+#[test]
 fn the_schema_of_events_has_their_fields_and_no_others() {
     let notices = r#"{"event":"missed","missed":3}
 {"event":"lost","lost":{"ring":2}}
 {"event":"end"}
 "#;
-    check("event", &of_events(), &(golden("events.jsonl") + notices));
+    let storms: String = golden("storms.jsonl").lines().skip(1).map(|line| line.to_owned() + "\n").collect();
+    check("event", &of_events(), &(golden("events.jsonl") + &storms + notices));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::state::{STATES, TcpState};
 
 use super::proof::Proof;
+use super::storm::{Brief, Storm};
 use crate::aggregate::snapshot::{GroupTotals, ProbeState, ProbeStatus, Snapshot};
 use crate::metrics::process::Process;
 
@@ -42,6 +43,8 @@ pub(crate) struct Status {
     pub(crate) states: BTreeMap<String, u64>,
     /// Of the whole host since the daemon started.
     pub(crate) totals: Totals,
+    /// Storms of resets that are under way.
+    pub(crate) storms: Vec<Brief>,
     /// Our counters beside the kernel's.
     pub(crate) compared: Proof,
     /// What tcpwatch takes.
@@ -153,8 +156,8 @@ pub(crate) struct Program {
 }
 
 impl Status {
-    /// What a snapshot says; `process` is the daemon's.
-    pub(crate) fn new(snapshot: &Snapshot, process: Process) -> Self {
+    /// What a snapshot says; `process` is the daemon's, and `unix_ns` the wall clock when the counters were read.
+    pub(crate) fn new(snapshot: &Snapshot, process: Process, unix_ns: u64) -> Self {
         let own = &snapshot.own;
         let named = |name: &str, count: u64| (name.to_owned(), count);
         let losses = losses(snapshot);
@@ -177,6 +180,12 @@ impl Status {
                 .filter(|(_, count)| *count > 0)
                 .collect(),
             totals: Totals::of(&snapshot.groups),
+            storms: snapshot
+                .storms
+                .active
+                .iter()
+                .map(|storm| Storm::new(storm, snapshot.ktime_ns, unix_ns).into())
+                .collect(),
             own: Own {
                 cpu_seconds: process.cpu_seconds,
                 resident_bytes: process.resident_bytes,
@@ -266,9 +275,12 @@ pub(crate) mod tests {
     use super::*;
     use crate::metrics::sample;
 
+    const UNIX_NS: u64 = 1_700_000_000_000_000_000;
+
     /// A status where everything happened.
     pub(crate) fn full() -> Status {
-        let mut status = Status::new(&sample::full(1), Process { cpu_seconds: Some(1.5), ..Process::default() });
+        let mut status =
+            Status::new(&sample::full(1), Process { cpu_seconds: Some(1.5), ..Process::default() }, UNIX_NS);
         "0.0.0".clone_into(&mut status.version);
         status
     }
@@ -277,7 +289,7 @@ pub(crate) mod tests {
     fn the_status_is_as_agreed_and_can_be_read_back() {
         let mut snapshot = sample::full(1);
         snapshot.states = [3; STATES];
-        let status = Status { version: "0.0.0".to_owned(), ..Status::new(&snapshot, Process::default()) };
+        let status = Status { version: "0.0.0".to_owned(), ..Status::new(&snapshot, Process::default(), UNIX_NS) };
         let line = super::super::line(&status);
         assert_eq!(serde_json::from_str::<Status>(&line).unwrap(), status);
         assert_eq!(status.states.len(), TcpState::ALL.len());
@@ -289,7 +301,7 @@ pub(crate) mod tests {
     fn the_states_have_their_own_numbers() {
         let mut snapshot = sample::empty();
         snapshot.states[TcpState::CloseWait as usize] = 4;
-        let status = Status::new(&snapshot, Process::default());
+        let status = Status::new(&snapshot, Process::default(), UNIX_NS);
         assert_eq!(status.states, BTreeMap::from([("CLOSE_WAIT".to_owned(), 4)]));
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::rules::{
     AbsolutePath, Address, HostName, Integer, List, Named, OneOf, Optional, Port, Raw, RingSize, Rule, Span, Switch,
 };
+use super::storm::{Network, StormCause, UserName, Webhook, Words};
 
 use crate::reload::TAKEN_UP;
 
@@ -130,6 +131,25 @@ settings! {
     detail_per_second: Integer<0, 1_000_000> = 1000;
     /// Kernel stacks of resets that are told apart, by their return addresses. Resets with others are counted without.
     reset_stacks: Integer<1, MOST_STACKS> = MOST_STACKS;
+    /// Resets a second, of one service and cause, below which there is no storm.
+    storm_min_rate: Integer<1, 1_000_000> = 20;
+    /// A storm begins at so many times the usual rate; docs/STORMS.md has the whole rule.
+    storm_factor: Integer<2, 1000> = 5;
+    /// A storm is over when the rate was low for so long.
+    storm_hold: Span<1000, 3_600_000> = Duration::from_secs(15);
+    /// Causes of resets that are intended, such as "linger_zero": they are counted and make no storm.
+    storm_mute_causes: List<StormCause, 14> = Vec::new();
+    /// The same for services.
+    storm_mute_ports: List<Port, 64> = Vec::new();
+    /// The same for peers.
+    storm_mute_peers: List<Network, 64> = Vec::new();
+    /// Program and arguments to run when a storm begins and when it ends, without a shell, for 10 seconds at most. What
+    /// it is about is in variables TCPWATCH_STORM_….
+    storm_command: Words<64> = Vec::new();
+    /// Who the command runs as when the daemon is root: a name, or UID:GID.
+    storm_user: UserName = "nobody".to_owned();
+    /// Where the same is posted as JSON. Plain HTTP only; empty for nowhere.
+    storm_webhook: Webhook = None;
     /// Network namespaces to keep to, as paths such as "/proc/self/ns/net" or "/run/netns/blue". Empty: all of them.
     netns: List<AbsolutePath, 8> = Vec::new();
     /// Serve /metrics/connections at the Unix socket: series for up to 200 connections, which come and go with them.

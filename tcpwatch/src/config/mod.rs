@@ -7,6 +7,7 @@ mod file;
 mod keys;
 mod resolve;
 mod rules;
+mod storm;
 
 use std::fmt;
 use std::io;

@@ -25,7 +25,7 @@ pub(crate) enum Raw {
 }
 
 impl Raw {
-    fn as_str(&self) -> Option<&str> {
+    pub(super) fn as_str(&self) -> Option<&str> {
         match self {
             Self::String(text) | Self::Text(text) => Some(text.trim()),
             _ => None,
@@ -324,7 +324,7 @@ impl<T: Named> Rule for OneOf<T> {
 }
 
 /// A basic string of TOML.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

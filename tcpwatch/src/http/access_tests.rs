@@ -25,8 +25,8 @@ use super::*;
 use crate::metrics::sample;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const ADDRESSES: [&str; 4] =
-    ["/api/v1/listeners", "/api/v1/connections", "/api/v1/connections?limit=1", "/api/v1/events"];
+const ADDRESSES: [&str; 5] =
+    ["/api/v1/listeners", "/api/v1/connections", "/api/v1/connections?limit=1", "/api/v1/storms", "/api/v1/events"];
 
 struct Server {
     address: SocketAddr,
@@ -57,6 +57,7 @@ async fn start(web: Option<&str>) -> Server {
         ask: mpsc::channel(1).0,
         events: broadcast::channel(1).0.downgrade(),
         interests: Arc::default(),
+        storms: broadcast::channel(1).0.downgrade(),
     };
     let pages = Pages::new(feed, false).unwrap();
     let router = router(pages, Gate::new(access.subscribe()).unwrap());
@@ -207,6 +208,7 @@ async fn connection_data_can_be_switched_off_for_everybody() {
     // The same at the Unix socket, where nobody is asked who he is.
     let feed = Feed {
         interests: Arc::default(),
+        storms: broadcast::channel(1).0.downgrade(),
         snapshots: server.snapshots.subscribe(),
         ask: mpsc::channel(1).0,
         events: broadcast::channel(1).0.downgrade(),

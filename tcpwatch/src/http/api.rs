@@ -19,6 +19,7 @@ use crate::aggregate::snapshot::Snapshot;
 use crate::api::resets::Resets;
 use crate::api::service::services;
 use crate::api::status::Status;
+use crate::api::storm::Storms;
 use crate::api::{Listing, line};
 use crate::config;
 use crate::explain::Sight;
@@ -36,6 +37,7 @@ pub(super) fn pages() -> Router<Pages> {
         .route("/api/v1/services", get(by_service))
         .route("/api/v1/explain", get(explain))
         .route("/api/v1/resets", get(resets))
+        .route("/api/v1/storms", get(storms))
         .route("/api/v1/events", get(events::events))
         .route("/metrics/connections", get(details::connections))
 }
@@ -87,8 +89,20 @@ impl Pages {
 async fn status(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
     Params::of(&uri, &[]).map_err(Refusal::into_response)?;
     let snapshot = pages.snapshot().await?;
-    let status = Status::new(&snapshot, Process::read(Path::new("/proc")));
+    let status = Status::new(&snapshot, Process::read(Path::new("/proc")), unix_ns_at(&snapshot));
     Ok(([(header::CONTENT_TYPE, "application/json")], line(&status)).into_response())
+}
+
+async fn storms(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
+    Params::of(&uri, &[]).map_err(Refusal::into_response)?;
+    let snapshot = pages.snapshot().await?;
+    let storms = Storms::new(&snapshot.storms, snapshot.ktime_ns, unix_ns_at(&snapshot));
+    Ok(([(header::CONTENT_TYPE, "application/json")], line(&storms)).into_response())
+}
+
+/// The wall clock at the moment of a snapshot.
+fn unix_ns_at(snapshot: &Snapshot) -> u64 {
+    sys::unix_ns().saturating_sub(sys::monotonic_ns().saturating_sub(snapshot.ktime_ns))
 }
 
 async fn by_service(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {

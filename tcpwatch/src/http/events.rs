@@ -26,10 +26,13 @@ use crate::aggregate::snapshot::Snapshot;
 use crate::api::event::Event;
 use crate::api::interest::{Interest, Kinds};
 use crate::api::status::losses;
-use crate::api::{Moment, line};
+use crate::api::{Moment, line, storm};
 use crate::filter::{Filter, kinds};
+use crate::storm::Change;
 use crate::{config, sys};
 
+/// What beginnings and ends of storms are called.
+const STORM: &str = "storm";
 /// Events that are written and not yet sent.
 const AHEAD: usize = 64;
 
@@ -71,40 +74,58 @@ struct Wanted {
     kinds: Kinds,
     filter: Option<Filter>,
     until: Option<Instant>,
+    /// Beginnings and ends of storms too. A filter selects connections, of which a storm is none.
+    storms: bool,
 }
 
 impl Wanted {
     fn of(uri: &Uri) -> Result<Self, Refusal> {
         let params = Params::of(uri, &["kind", "filter", "for"])?;
         let none = |name: String| {
-            format!("there is no kind {name:?}; there are {}, with commas between them", kinds().join(", "))
+            format!("there is no kind {name:?}; there are {}, {STORM}, with commas between them", kinds().join(", "))
         };
         let time = |text: &str| config::duration(text).ok_or("for must be a time such as 500ms, 90s or 10m");
+        let kinds = params.get("kind", |list| named(list).map_err(none))?;
+        let (kinds, storms) = kinds.unwrap_or((Kinds::ALL, true));
+        let filter = params.get("filter", str::parse::<Filter>)?;
         Ok(Self {
-            kinds: params.get("kind", |list| Kinds::named(list).map_err(none))?.unwrap_or(Kinds::ALL),
-            filter: params.get("filter", str::parse::<Filter>)?,
+            kinds,
+            storms: storms && filter.is_none(),
+            filter,
             until: params.get("for", time)?.and_then(|time: Duration| Instant::now().checked_add(time)),
         })
     }
 }
 
+/// Kinds of records in a list, and whether storms are in it too.
+fn named(list: &str) -> Result<(Kinds, bool), String> {
+    let records: Vec<_> = list.split(',').filter(|name| *name != STORM).collect();
+    let storms = records.len() < list.split(',').count();
+    let kinds = if records.is_empty() { Kinds::of(&[]) } else { Kinds::named(&records.join(","))? };
+    Ok((kinds, storms))
+}
+
 pub(super) async fn events(State(pages): State<Pages>, uri: Uri) -> Result<Response, Refusal> {
     let wanted = Wanted::of(&uri)?;
     let Some(events) = pages.feed.events.upgrade() else { return Ok(STOPPING.into_response()) };
-    let receiver = events.subscribe();
+    let Some(storms) = pages.feed.storms.upgrade() else { return Ok(STOPPING.into_response()) };
+    let receivers = (events.subscribe(), storms.subscribe());
     // Followers do not keep the daemon from ending.
-    drop(events);
+    drop((events, storms));
     let (to, told) = mpsc::channel(AHEAD);
     // Before the answer begins, so that its reader may rely on it.
     let interest = pages.feed.interests.follow(wanted.kinds);
-    tokio::spawn(tell(pages, wanted, interest, receiver, to));
+    tokio::spawn(tell(pages, wanted, interest, receivers, to));
     Ok(Sse::new(ReceiverStream::new(told)).keep_alive(KeepAlive::new()).into_response())
 }
 
 type To = mpsc::Sender<Result<sse::Event, Infallible>>;
 
+type Receivers = (broadcast::Receiver<Arc<Event>>, broadcast::Receiver<Change>);
+
 /// Writes events until the client leaves, the time is over or the daemon ends.
-async fn tell(pages: Pages, wanted: Wanted, _interest: Interest, mut events: broadcast::Receiver<Arc<Event>>, to: To) {
+async fn tell(pages: Pages, wanted: Wanted, _interest: Interest, receivers: Receivers, to: To) {
+    let (mut events, mut storms) = receivers;
     let mut snapshots = pages.feed.snapshots.clone();
     let mut lost = Lost::since(&mut snapshots);
     let over = async {
@@ -124,6 +145,8 @@ async fn tell(pages: Pages, wanted: Wanted, _interest: Interest, mut events: bro
                 Err(RecvError::Lagged(missed)) => Some(Notice::Missed { missed }.sse()),
                 Err(RecvError::Closed) => return,
             },
+            // There are so few that nobody is too slow for them.
+            Ok(change) = storms.recv() => wanted.storms.then(|| of_storm(&change)),
             Ok(()) = snapshots.changed() => lost.more(&mut snapshots).map(|notice| notice.sse()),
         };
         if let Some(said) = said
@@ -167,6 +190,11 @@ fn written(event: &Event, wanted: &Wanted, snapshots: &Snapshots) -> Option<sse:
     let moment = Moment { ktime_ns: sys::monotonic_ns(), ticks_per_second };
     let unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     Some(sse::Event::default().event(event.name()).data(event.to_json(moment, unix_ns, reasons)))
+}
+
+/// The beginning or end of a storm as it is sent.
+fn of_storm(change: &Change) -> sse::Event {
+    sse::Event::default().event(STORM).data(storm::event(change, sys::monotonic_ns(), sys::unix_ns()))
 }
 
 /// What the kernel could not deliver so far, by place.
@@ -250,9 +278,12 @@ mod tests {
     /// What a client with these parameters is told of `happened`, and of what the kernel lost meanwhile.
     async fn told(query: &str, room: usize, happened: &[Arc<Event>]) -> String {
         let (sender, receiver) = broadcast::channel(room);
+        let (storms, of_storms) = broadcast::channel(1);
+        storms.send(crate::storm::tests::change(false)).unwrap();
         let (publish, snapshots) = watch::channel(Some(Arc::new(sample::empty())));
         let (ask, mut asked) = mpsc::channel(1);
-        let feed = Feed { snapshots, ask, events: sender.downgrade(), interests: Arc::default() };
+        let feed =
+            Feed { snapshots, ask, events: sender.downgrade(), interests: Arc::default(), storms: storms.downgrade() };
         let interests = Arc::clone(&feed.interests);
         let wanted = Wanted::of(&format!("/?{query}").parse().unwrap()).unwrap_or_else(|error| panic!("{error:?}"));
         for event in happened {
@@ -260,7 +291,7 @@ mod tests {
         }
         let (to, written) = mpsc::channel(AHEAD);
         let interest = interests.follow(wanted.kinds);
-        let teller = tokio::spawn(tell(Pages::new(feed, false).unwrap(), wanted, interest, receiver, to));
+        let teller = tokio::spawn(tell(Pages::new(feed, false).unwrap(), wanted, interest, (receiver, of_storms), to));
         let lossy = async {
             if let Some(crate::http::Ask::Snapshot(refresh)) = asked.recv().await {
                 let mut snapshot = sample::empty();
@@ -279,7 +310,7 @@ mod tests {
     async fn a_slow_client_is_told_how_many_it_missed_and_what_the_kernel_lost() {
         let opened: Vec<_> = (0..5).map(|cookie| event(Kind::Open, cookie)).collect();
         let text = told("for=50ms", 2, &opened).await;
-        assert_eq!(names(&text), ["missed", "open", "open", "lost", "end"], "{text}");
+        assert_eq!(names(&text), ["missed", "open", "open", "storm", "lost", "end"], "{text}");
         assert!(text.contains("data: {\"event\":\"missed\",\"missed\":3}\n"), "{text}");
         assert!(text.contains("data: {\"event\":\"lost\",\"lost\":{\"ring\":7}}\n"), "{text}");
     }
@@ -291,6 +322,9 @@ mod tests {
         assert_eq!(names(&text), ["close", "close", "lost", "end"]);
         let text = told("for=50ms&filter=cookie+1", 8, &happened).await;
         assert_eq!(names(&text), ["open", "close", "lost", "end"]);
+        let text = told("for=50ms&kind=storm", 8, &happened).await;
+        assert_eq!(names(&text), ["storm", "lost", "end"]);
+        assert!(text.contains("\"phase\":\"start\""), "{text}");
     }
 
     #[test]

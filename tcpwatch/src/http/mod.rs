@@ -39,6 +39,7 @@ use crate::api::event::Event;
 use crate::api::interest::Interests;
 use crate::api::listener::Listener;
 use crate::metrics::{CONTENT_TYPE, Exporter, MetricsError};
+use crate::storm::Change;
 
 pub(crate) use auth::Access;
 pub(crate) use serve::{HttpError, bind};
@@ -66,6 +67,8 @@ pub(crate) struct Feed {
     pub(crate) events: broadcast::WeakSender<Arc<Event>>,
     /// What of it somebody wants to hear of.
     pub(crate) interests: Arc<Interests>,
+    /// Beginnings and ends of storms; it ends with the daemon.
+    pub(crate) storms: broadcast::WeakSender<Change>,
 }
 
 /// What only the daemon can answer.
@@ -211,8 +214,9 @@ fn common() -> Router<Pages> {
         .route("/readyz", get(readiness))
 }
 
-const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/listeners, /api/v1/services, /api/v1/explain, /api/v1/resets, /api/v1/events, \
-                       /metrics, /metrics/connections, /healthz and /readyz\n";
+const MISSING: &str = "not found; there are /api/v1/status, /api/v1/connections, /api/v1/listeners, /api/v1/services, \
+                       /api/v1/explain, /api/v1/resets, /api/v1/storms, /api/v1/events, /metrics, /metrics/connections, \
+                       /healthz and /readyz\n";
 
 /// All pages; who may have which is for the gate to decide.
 fn all(pages: Pages) -> Router {
@@ -300,7 +304,8 @@ mod tests {
     }
 
     fn feed(snapshots: watch::Receiver<Option<Arc<Snapshot>>>, ask: mpsc::Sender<Ask>) -> Feed {
-        Feed { snapshots, ask, events: broadcast::channel(1).0.downgrade(), interests: Arc::default() }
+        let (events, storms) = (broadcast::channel(1).0.downgrade(), broadcast::channel(1).0.downgrade());
+        Feed { snapshots, ask, events, interests: Arc::default(), storms }
     }
 
     async fn start_with(ask: mpsc::Sender<Ask>) -> Running {

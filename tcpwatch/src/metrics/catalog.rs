@@ -125,6 +125,7 @@ const ORIGIN: Label = closed("origin", &ORIGINS);
 const RESET_CAUSE: Label = closed("cause", &RESET_CAUSES);
 /// Whose receive window.
 const SIDE: Label = closed("side", &SIDES);
+const STORM_CAUSE: Label = closed("cause", &crate::storm::CAUSES);
 const REASON: Label =
     open("reason", "the kernel's name in lower case without the enum's prefix; `none` where it gives none", REASONS);
 const LISTENER: Label =
@@ -359,6 +360,20 @@ pub(crate) const CATALOG: &[Metric] = &[
     )
     .by(&[GROUP, SERVICE, closed("state", &STATE_NAMES_AND_OTHER)])
     .read(RESETS, read::resets_received),
+    Metric::gauge(
+        "tcpwatch_reset_storm_active",
+        Unit::Flag,
+        "Whether there is a storm of resets of a service and cause.",
+    )
+    .by(&[GROUP, SERVICE, STORM_CAUSE])
+    .note(
+        "1 for two minutes after its end too, so that no scrape misses it. `cause=\"received\"`: RSTs of peers. What \
+         makes a storm: docs/STORMS.md.",
+    )
+    .read(RESETS, read::storm_active),
+    Metric::counter("tcpwatch_reset_storms_total", Unit::Count, "Storms of resets that began.")
+        .by(&[GROUP, SERVICE, STORM_CAUSE])
+        .read(RESETS, read::storms),
     Metric::counter(
         "tcpwatch_kernel_retransmitted_segments_total",
         Unit::Segments,

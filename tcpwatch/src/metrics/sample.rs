@@ -12,6 +12,7 @@ use crate::aggregate::snapshot::{
     Compared, Facts, GroupTotals, ListenerStats, NamespaceStats, ProbeState, ProbeStatus, ProgramStats, RttQuantiles,
     SelfStats, Service, Snapshot, TableStats,
 };
+use crate::storm::Report;
 
 fn totals(direction: Direction, service: Service) -> GroupTotals {
     GroupTotals { direction, service, words: [0; group::WORDS], dist: [0; dist::WORDS] }
@@ -34,6 +35,7 @@ pub(crate) fn empty() -> Snapshot {
         states: [0; STATES],
         reasons: vec![0; reason::WORDS],
         stacks: Vec::new(),
+        storms: Report::default(),
         own: SelfStats::default(),
     }
 }
@@ -93,6 +95,10 @@ pub(crate) fn full(services: u16) -> Snapshot {
         frames: ["tcp_v4_send_reset", "tcp_v4_rcv"].map(ToOwned::to_owned).into(),
         count: 7 + i as u64,
     }));
+    let change = crate::storm::tests::change(false);
+    snapshot.storms.shown.push(change.storm.pair);
+    snapshot.storms.counts.insert(change.storm.pair, 3);
+    snapshot.storms.active.push(change.storm);
     snapshot.facts = Arc::new(facts());
     let most = if services > 1 { MOST_PROGRAMS } else { 2 };
     let program = |i: usize| ProgramStats {

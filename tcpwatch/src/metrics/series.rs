@@ -21,6 +21,7 @@ use super::model::{Buckets, Metric};
 use super::monotone::Settled;
 use super::process::Process;
 use crate::aggregate::snapshot::{GroupTotals, ListenerStats, ProbeState, Service, Snapshot};
+use crate::storm::{self, Pair, Report};
 
 /// Everything that a scrape sees.
 #[derive(Debug)]
@@ -388,6 +389,25 @@ pub(super) fn resets_received(view: &View<'_>, out: &mut Series) {
         let listed = |number: &usize| catalog::STATES.iter().any(|&state| state as usize == *number);
         let others = (0..STATES).filter(|number| !listed(number)).map(received);
         add("other", others.fold(0, u64::saturating_add));
+    }
+}
+
+pub(super) fn storm_active(view: &View<'_>, out: &mut Series) {
+    per_storm(view, out, |report, pair| u64::from(report.shown.contains(pair)));
+}
+
+pub(super) fn storms(view: &View<'_>, out: &mut Series) {
+    per_storm(view, out, |report, pair| report.counts.get(pair).copied().unwrap_or_default());
+}
+
+fn per_storm(view: &View<'_>, out: &mut Series, value: fn(&Report, &Pair) -> u64) {
+    let Some(snapshot) = view.snapshot() else { return };
+    for totals in view.all_groups() {
+        let service = totals.service.label();
+        for (cause, name) in storm::CAUSES.into_iter().enumerate() {
+            let pair = (totals.direction, totals.service, cause);
+            out.count(&[totals.direction.name(), &service, name], value(&snapshot.storms, &pair));
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::aggregate::snapshot::{Facts, Snapshot};
 use crate::aggregate::table::ConnTable;
 use crate::aggregate::{Aggregator, Reading};
 use crate::kernel::maps::Counters;
+use crate::storm::Rules;
 
 pub(crate) use error::RecordingError;
 pub(crate) use read::Recording;
@@ -40,6 +41,9 @@ pub(crate) struct Beginning {
     pub(crate) table_capacity: usize,
     /// ns of CLOCK_MONOTONIC.
     pub(crate) ktime_ns: u64,
+    /// What makes a storm.
+    #[serde(default)]
+    pub(crate) storms: Rules,
 }
 
 /// A kernel stack of resets, with the names of its functions.
@@ -83,7 +87,8 @@ impl Intake {
         let services = Services::new(beginning.services, &beginning.service_ports);
         let grants = services.grants();
         let table = ConnTable::new(beginning.table_capacity);
-        let aggregator = Aggregator::new(Arc::new(beginning.facts.clone()), services, table, beginning.ktime_ns);
+        let (facts, storms) = (Arc::new(beginning.facts.clone()), beginning.storms.clone());
+        let aggregator = Aggregator::new(facts, services, table, storms, beginning.ktime_ns);
         (Self { aggregator, recorder }, grants)
     }
 

@@ -68,6 +68,7 @@ fn beginning() -> Beginning {
         service_ports: vec![443],
         table_capacity: 5,
         ktime_ns: 7,
+        storms: Rules::default(),
     }
 }
 
