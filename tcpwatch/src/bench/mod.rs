@@ -1,4 +1,5 @@
 //! Measurements, not part of the daemon: built with the feature `bench` only.
 
+pub mod flood;
 pub mod kernel;
 pub(crate) mod sample;
