@@ -22,6 +22,7 @@ mod governor;
 mod http;
 mod instance;
 mod kernel;
+mod meaning;
 mod metrics;
 mod objects;
 mod privileges;

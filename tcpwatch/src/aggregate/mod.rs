@@ -221,6 +221,17 @@ impl Aggregator {
         open.or_else(|| self.owners.of_closed(cookie)).or_else(listener)
     }
 
+    /// When a connection was opened, or first seen, ns.
+    pub(crate) fn started_ns(&self, cookie: u64) -> Option<u64> {
+        self.table.get(cookie).map(|conn| conn.started_ns).filter(|started_ns| *started_ns != 0)
+    }
+
+    /// Who listens at the local end of `key`.
+    pub(crate) fn listener(&self, key: &ConnKey) -> Option<crate::meaning::Listener> {
+        let listener = self.listeners.at(key)?;
+        Some(crate::meaning::Listener { queue: listener.queue, limit: listener.backlog })
+    }
+
     /// Takes the name of a user or control group, or that a process has ended.
     pub(crate) fn named(&mut self, what: Named, number: u64, name: &[u8]) {
         self.owners.named(what, number, name);

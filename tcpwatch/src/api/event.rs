@@ -9,7 +9,7 @@ use tcpwatch_common::conn::ConnKey;
 use tcpwatch_common::record::{ConnRecord, Kind, Record, ResetRecord};
 use tcpwatch_common::reset::{ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
-use tcpwatch_common::state::ca_state;
+use tcpwatch_common::state::{TcpState, ca_state};
 
 use super::connection::Connection;
 use super::owner::Owner;
@@ -17,6 +17,10 @@ use super::{Moment, ends, line, state_name};
 use crate::aggregate::owners::{self, Names};
 use crate::aggregate::snapshot::Service;
 use crate::filter::{ConnFacts, Fact, Subject, Value, of_key};
+use crate::meaning::{self, Around, Facts, Meaning};
+
+/// Flag bits of a TCP header, from the lowest.
+const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 
 /// Something that happened. Cheap to make; words are made of it for those who listen.
 #[derive(Clone, Debug)]
@@ -27,6 +31,8 @@ pub(crate) struct Event {
     owner: Option<Owner>,
     /// The connection that it happened to, where the record does not have it.
     connection: Option<Arc<ConnRecord>>,
+    /// What explains it, when it is a reset.
+    around: Around,
 }
 
 /// The beginning of each event.
@@ -115,6 +121,9 @@ struct Reset<'a> {
     state: &'static str,
     unread_bytes: u32,
     unacked_bytes: u32,
+    /// What it means.
+    #[serde(flatten)]
+    meaning: Meaning,
 }
 
 #[derive(Debug, Serialize)]
@@ -169,7 +178,7 @@ impl Event {
         };
         let owner = around.owner(cookie, key).or_else(told);
         let service = slot.map_or(Service::None, |slot| around.service(slot));
-        Some(Self { record: *record, service, owner, connection })
+        Some(Self { record: *record, service, owner, connection, around: Around::default() })
     }
 
     /// The kind of a record.
@@ -179,6 +188,11 @@ impl Event {
             Record::Retransmit(_) => Kind::Retransmit,
             Record::Listener(_) => Kind::Listener,
         }
+    }
+
+    /// The same with what was around it.
+    pub(crate) fn among(self, around: Around) -> Self {
+        Self { around, ..self }
     }
 
     /// What kind of event it is.
@@ -268,6 +282,7 @@ impl Event {
                     state: socket_state(record.state),
                     unread_bytes: record.unread_bytes,
                     unacked_bytes: record.unacked_bytes,
+                    meaning: self.meaning(*kind, record, reasons),
                 };
                 told(when(record.header.ktime_ns), &reset)
             }
@@ -353,6 +368,45 @@ fn reason<'a>(record: &ResetRecord, reasons: &'a [String]) -> &'a str {
 
 fn socket_state(number: u8) -> &'static str {
     if number == 0 { "NONE" } else { state_name(number) }
+}
+
+impl Event {
+    fn meaning(&self, kind: Kind, record: &ResetRecord, reasons: &[String]) -> Meaning {
+        let received = kind == Kind::ResetReceived;
+        let (local, remote) = ends(&record.key);
+        let known = record.key.ip_version != 0 && (record.key.local_port, record.key.remote_port) != (0, 0);
+        let flags: Vec<_> =
+            (0..).zip(FLAGS).filter(|(bit, _)| record.tcp_flags >> bit & 1 != 0).map(|(_, f)| f.to_owned()).collect();
+        let socket = (record.cookie != 0).then(|| meaning::Socket {
+            unread_bytes: record.unread_bytes,
+            // That is how the cause is told.
+            linger_ms: (!received && record.cause == ResetCause::LingerZero as u8).then_some(0),
+            // A SYN counts as a byte, and carries none.
+            unacked_bytes: if record.state == TcpState::SynSent as u8 { 0 } else { record.unacked_bytes },
+            ..meaning::Socket::default()
+        });
+        let Around { limits, listener, age_ms, by_nobody } = &self.around;
+        meaning::of(&Facts {
+            received,
+            cause: if received { "" } else { ResetCause::from_u8(record.cause).map_or("unknown", ResetCause::name) },
+            reason: if received { "" } else { reasons.get(record.reason as usize).map_or("none", String::as_str) },
+            local: known.then_some(local),
+            remote: known.then_some(remote),
+            state: if record.state == 0 { "" } else { state_name(record.state) },
+            age_ms: *age_ms,
+            flags: &flags,
+            socket,
+            owner: self.owner.as_ref().map(|owner| meaning::Owner {
+                comm: &owner.comm,
+                pid: owner.pid,
+                unit: owner.unit.as_deref(),
+            }),
+            limits: limits.as_deref(),
+            listener: *listener,
+            sent_by_nobody: *by_nobody,
+            ..Facts::default()
+        })
+    }
 }
 
 impl Ends {

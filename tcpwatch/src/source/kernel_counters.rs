@@ -3,12 +3,14 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use tcpwatch_common::counters::netns;
 
 use crate::aggregate::snapshot::{Compared, NamespaceStats};
 use crate::kernel::iterate::within;
 use crate::kernel::maps::ByNamespace;
+use crate::meaning::Limits;
 use crate::sys;
 
 /// Attempts to read our counters while the kernel's stand still.
@@ -87,22 +89,25 @@ pub(super) struct Watched {
     before: Compared,
     /// The newest reading.
     pub(super) stats: NamespaceStats,
+    /// Settings that explain resets.
+    pub(super) limits: Arc<Limits>,
 }
 
 impl Watched {
     /// Nothing read yet.
     pub(super) fn new(inode: u32) -> Self {
         let stats = NamespaceStats { netns: inode, ..NamespaceStats::default() };
-        Self { cookie: 0, base: None, before: Compared::default(), stats }
+        Self { cookie: 0, base: None, before: Compared::default(), stats, limits: Arc::default() }
     }
 
     /// Reads what the kernel counts in the namespace at `path`.
-    pub(super) fn look(&mut self, path: &Path, ours: &ByNamespace) -> io::Result<()> {
+    pub(super) fn look(&mut self, path: &Path, ours: &ByNamespace, host: &Limits) -> io::Result<()> {
         let inode = self.stats.netns;
-        let (cookie, pair, sockstat, netstat, ports) = within(path, || {
+        let (cookie, pair, limits, sockstat, netstat, ports) = within(path, || {
             Ok((
                 sys::netns_cookie().unwrap_or(0),
                 Pair::read(inode, ours)?,
+                Limits::of_thread(),
                 fs::read_to_string("/proc/thread-self/net/sockstat")?,
                 fs::read_to_string("/proc/thread-self/net/netstat")?,
                 fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default(),
@@ -110,6 +115,7 @@ impl Watched {
         })?;
         let mut ports = ports.split_ascii_whitespace().map_while(|word| word.parse().ok());
         self.stats.port_range = [ports.next().unwrap_or(0), ports.next().unwrap_or(0)];
+        self.limits = Arc::new(limits.on(host));
         self.stats.time_wait = in_line(&sockstat, "TCP:", "tw").unwrap_or(0);
         self.stats.listen_overflows = in_table(&netstat, "TcpExt:", "ListenOverflows").unwrap_or(0);
         if let Some(pair) = pair {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tcpwatch_common::counters::netns;
 
@@ -12,6 +13,7 @@ use super::listeners::netns_inode;
 use crate::aggregate::snapshot::{Compared, NamespaceStats};
 use crate::config::Config;
 use crate::kernel::maps::ByNamespace;
+use crate::meaning::Limits;
 use crate::sys;
 
 /// Namespaces that are looked at; a host with more shows the first ones.
@@ -93,11 +95,12 @@ impl Surroundings {
             self.searched_ns = now;
         }
         let order = self.known.range(self.next..).chain(self.known.range(..self.next));
+        let host = Limits::of_thread();
         let mut last = None;
         for (inode, path) in order.take(VISITS) {
             let watched = self.watched.entry(*inode).or_insert_with(|| Watched::new(*inode));
             // One that cannot be read has ended, or its last process has: the next search will tell.
-            if watched.look(path, ours).is_err() {
+            if watched.look(path, ours, &host).is_err() {
                 self.searched_ns = 0;
             }
             last = Some(*inode);
@@ -139,6 +142,11 @@ impl Surroundings {
     /// The newest readings, by inode.
     pub(crate) fn stats(&self) -> Vec<NamespaceStats> {
         self.watched.values().map(|watched| watched.stats).collect()
+    }
+
+    /// Settings that explain resets, by inode.
+    pub(crate) fn limits(&self) -> BTreeMap<u32, Arc<Limits>> {
+        self.watched.iter().map(|(inode, watched)| (*inode, Arc::clone(&watched.limits))).collect()
     }
 
     /// The kernel's counters beside ours, of all namespaces that were ever read.
