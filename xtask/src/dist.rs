@@ -138,15 +138,29 @@ fn files(binary: &Path) -> Result<Vec<Entry>> {
         entry("usr/share/tcpwatch/tcpwatch.rules.yml", 0o644, read("deploy/prometheus/tcpwatch.rules.yml")?),
         entry("usr/share/tcpwatch/tcpwatch-overview.json", 0o644, read("deploy/grafana/tcpwatch-overview.json")?),
     ];
-    let mut docs: Vec<_> = fs::read_dir(root.join("docs"))?.collect::<Result<_, _>>()?;
-    docs.sort_by_key(fs::DirEntry::file_name);
-    for page in docs {
-        let name = page.file_name().to_string_lossy().into_owned();
-        files.push(entry(&format!("usr/share/doc/tcpwatch/docs/{name}"), 0o644, fs::read(page.path())?));
+    for page in beneath(&root.join("docs"))? {
+        let name = page.strip_prefix(&root)?.display().to_string();
+        files.push(entry(&format!("usr/share/doc/tcpwatch/{name}"), 0o644, fs::read(&page)?));
     }
     for page in ask(&["docs", "man-list"])?.lines() {
         let text = ask(&["docs", "man", page])?;
         files.push(entry(&format!("usr/share/man/man1/{page}.1.gz"), 0o644, gzip(text.as_bytes())?));
+    }
+    Ok(files)
+}
+
+/// The files of a folder and of those in it, always in the same order.
+fn beneath(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    let mut files = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            files.extend(beneath(&path)?);
+        } else {
+            files.push(path);
+        }
     }
     Ok(files)
 }

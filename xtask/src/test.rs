@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything CI runs, step by step, with one count at the end.
 
 use std::{
+    env,
     io::{self, Read, Write as _},
     ops::AddAssign,
     process::{Command, ExitCode, Stdio},
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     dist, dist_test, docs, lint,
-    process::{cargo, cargo_runs_as_root, root, say, show},
+    process::{as_root, cargo, cargo_runs_as_root, root, say, show, succeed, target_dir},
     prometheus, setup,
 };
 
@@ -102,6 +103,8 @@ impl Run {
         }
         if args.what == Some(What::Full) {
             self.packages();
+        } else if checks {
+            self.step("the package", || package().map(|()| Count { passed: 1, ..Count::default() }));
         }
     }
 
@@ -142,6 +145,15 @@ impl Run {
         println!("{:<24} {:>7}", "all", show_time(self.began.elapsed()));
         println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
     }
+}
+
+/// The Debian package of the program that the suites ran, and all that may happen to it in a clean root, about half a
+/// minute. Its time is of no interest, so that there need not be a repository.
+fn package() -> Result<()> {
+    let xtask = env::current_exe().context("where is this xtask?")?;
+    let program = target_dir()?.join("release/tcpwatch");
+    let (xtask, program) = xtask.to_str().zip(program.to_str()).context("a path is not UTF-8")?;
+    succeed(&mut as_root(&["env", "SOURCE_DATE_EPOCH=0", xtask, "dist", "--binary", program, "--test"])?)
 }
 
 fn unit_tests(filter: &[String]) -> Result<Count> {
