@@ -188,7 +188,9 @@ fn written(event: &Event, wanted: &Wanted, snapshots: &Snapshots) -> Option<sse:
         return None;
     }
     let moment = Moment { ktime_ns: sys::monotonic_ns(), ticks_per_second };
-    let unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    #[expect(clippy::disallowed_methods, reason = "it is shown to people, and nothing is computed from it")]
+    let now = SystemTime::now();
+    let unix_ns = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     Some(sse::Event::default().event(event.name()).data(event.to_json(moment, unix_ns, reasons)))
 }
 

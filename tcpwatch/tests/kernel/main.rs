@@ -9,6 +9,7 @@ mod daemon;
 mod dashboard;
 mod experiments;
 mod fire;
+mod hardship;
 mod limits;
 mod operations;
 mod overflow;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
     trials.extend(fire::trials());
     trials.extend(owners::trials());
     trials.extend(service::trials());
+    trials.extend(hardship::trials());
     trials.extend(trace::trials());
     harness::run(trials)
 }
