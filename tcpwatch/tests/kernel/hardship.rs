@@ -15,7 +15,7 @@ use libtest_mimic::Trial;
 use tcpwatch_lab::{End, Family, Netns, Path, Traffic};
 
 use crate::daemon::{Daemon, Metrics, PROGRAM, equal};
-use crate::{is_long, trial};
+use crate::trial;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -79,7 +79,7 @@ fn full_disk() -> Result<()> {
 }
 
 fn namespaces() -> Result<()> {
-    let count: i64 = if is_long() { 5_000 } else { 300 };
+    let count = 5_000;
     let folder = tempfile::tempdir()?;
     // All namespaces of the host.
     let daemon = Daemon::through(&[PROGRAM.to_owned()], folder, &[], "", |_| {})?;
