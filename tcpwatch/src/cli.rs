@@ -126,6 +126,9 @@ pub(crate) struct ResetsArgs {
     /// Time to watch before the answer, such as 30s or 5m [default: none with a daemon, until Ctrl-C without]
     #[arg(long, value_name = "T", value_parser = duration)]
     pub(crate) duration: Option<Duration>,
+    /// An expression that selects among the newest resets, and with them their causes and stacks
+    #[arg(value_name = "EXPR")]
+    pub(crate) words: Vec<String>,
 }
 
 /// `tcpwatch doctor`.

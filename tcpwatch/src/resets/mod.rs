@@ -2,6 +2,7 @@
 //! from programs that this process loads for itself and lets watch for a while.
 
 mod flame;
+mod select;
 pub(crate) mod view;
 
 use std::future::pending;
@@ -16,11 +17,15 @@ use crate::api::resets::Resets;
 use crate::cli::{self, ResetsArgs};
 use crate::client::ClientError;
 use crate::config::Resolved;
+use crate::filter::{Filter, FilterError};
 use crate::top::{self, TopError};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResetsError {
+    /// The expression is wrong.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// Neither a daemon nor programs of our own.
     #[error(transparent)]
     Source(#[from] TopError),
@@ -52,6 +57,7 @@ impl ResetsError {
     /// The status to end with.
     pub(crate) const fn status(&self) -> u8 {
         match self {
+            Self::Filter(_) => cli::USAGE,
             Self::Source(error) => error.status(),
             Self::Client(_) | Self::System { .. } | Self::Flame { .. } | Self::Nothing(_) => cli::FAILED,
         }
@@ -61,10 +67,11 @@ impl ResetsError {
 /// Shows the resets.
 pub(crate) fn run(resolved: &Resolved, args: &ResetsArgs) -> Result<(), ResetsError> {
     let failed = |what| move |source| ResetsError::System { what, source };
+    let filter = Filter::of_words(&args.words)?;
     // What cannot be written is told before somebody has waited for it.
     let picture = args.flamegraph.as_deref().map(flame::Picture::begin).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start"))?;
-    let resets = runtime.block_on(async {
+    let mut resets = runtime.block_on(async {
         let (mut client, own) = top::source(resolved).await?;
         match args.duration {
             None if !own => {}
@@ -79,6 +86,14 @@ pub(crate) fn run(resolved: &Resolved, args: &ResetsArgs) -> Result<(), ResetsEr
         Ok::<_, ResetsError>(client.resets().await?)
     })?;
     runtime.shutdown_background();
+    if let Some(filter) = &filter {
+        let kept = select::select(&mut resets, filter);
+        let _nobody_reads = writeln!(
+            io::stderr(),
+            "tcpwatch: {} of the {kept} newest resets are selected; counts are of all resets with their causes and stacks",
+            resets.newest.len()
+        );
+    }
     if let Some(picture) = picture {
         return picture.finish(&resets);
     }
