@@ -83,7 +83,8 @@ impl<'a> Facts<'a> {
             [time(|r| r.limited_jiffies[0]), time(|r| r.limited_jiffies[1]), time(|r| r.limited_jiffies[2])];
         let mut zero_us = [time(|r| r.zero_jiffies[0]), time(|r| r.zero_jiffies[1])];
         // What was going on at the last reading goes on: had anything moved, there would be a newer one.
-        let waits = now.unacked_bytes > 0 || now.unsent_bytes > 0;
+        // Before the handshake is over there is no window yet that could be closed.
+        let waits = !opening(now) && (now.unacked_bytes > 0 || now.unsent_bytes > 0);
         let [congestion, receiver, _] = &mut limited_us;
         if waits && now.snd_wnd == 0 {
             *receiver += stale_us;
@@ -149,6 +150,11 @@ impl<'a> Facts<'a> {
     /// A state, as a number of the kernel's.
     pub(super) fn is(&self, state: TcpState) -> bool {
         self.now.state == state as u8
+    }
+
+    /// Its handshake is not over.
+    pub(super) fn opening(&self) -> bool {
+        opening(self.now)
     }
 
     /// It was established when it was read.
@@ -221,6 +227,10 @@ impl<'a> Facts<'a> {
     pub(super) fn rtt_us(&self) -> u64 {
         if self.samples > 0 { self.mean_rtt_us } else { u64::from(self.now.srtt_us).max(self.min_rtt_us) }
     }
+}
+
+fn opening(record: &ConnRecord) -> bool {
+    record.state == TcpState::SynSent as u8 || record.state == TcpState::SynRecv as u8
 }
 
 /// `a` of `b`, from 0 to 1; 0 of nothing.

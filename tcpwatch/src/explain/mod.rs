@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tcpwatch_common::record::ConnRecord;
-use tcpwatch_common::state::{Direction, TcpState};
+use tcpwatch_common::state::Direction;
 
 use self::facts::Facts;
 use self::facts::Now;
@@ -180,10 +180,15 @@ fn unremarkable(facts: &Facts<'_>) -> Verdict {
         received_segments: facts.received_segments,
         retransmitted_segments: facts.retransmits,
         busy_us: facts.busy_us,
+        receive_window_limited_us: facts.limited_us[1],
+        send_buffer_limited_us: facts.limited_us[2],
+        cwnd_segments: facts.now.snd_cwnd,
+        in_flight_segments: facts.now.packets_out,
+        send_buffer_bytes: facts.now.send_buffer,
         srtt_us: facts.now.srtt_us,
         min_rtt_us: facts.min_rtt_us,
     };
-    let (id, confidence, sentence) = if segments < ENOUGH_SEGMENTS || facts.is(TcpState::SynSent) {
+    let (id, confidence, sentence) = if segments < ENOUGH_SEGMENTS || facts.opening() {
         (Id::NotEnoughData, 1.0, format!("{segments} segments with data are too few to tell"))
     } else {
         let busy = facts::part(facts.busy_us, facts.window_us) * 100.0;

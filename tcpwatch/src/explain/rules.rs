@@ -36,7 +36,15 @@ pub(super) const RULES: &[Rule] = &[
     Rule { id: Id::HalfClosed, hides: &[Id::Application, Id::SlowStart], check: trouble::half_closed },
     Rule {
         id: Id::ReceiverWindow,
-        hides: &[Id::Application, Id::CongestionWindow, Id::SendBuffer, Id::SlowStart, Id::Bufferbloat],
+        // While a window is closed nothing is sent, which the kernel takes for a pause.
+        hides: &[
+            Id::Application,
+            Id::CongestionWindow,
+            Id::SendBuffer,
+            Id::SlowStart,
+            Id::Bufferbloat,
+            Id::IdleRestart,
+        ],
         check: receiver_window,
     },
     Rule {
@@ -70,6 +78,11 @@ fn receiver_window(f: &Facts<'_>, _: u32) -> Option<Verdict> {
     let [_, limited_us, _] = f.limited_us;
     let [peer_us, local_us] = f.zero_us;
     let [peer_zeros, local_zeros] = f.zero_windows;
+    // A handshake that is not over has no window, and its time is no reader's fault.
+    if f.opening() {
+        return None;
+    }
+    let peer_us = if peer_zeros > 0 { peer_us } else { 0 };
     let from_peer = limited_us.max(peer_us);
     if from_peer >= LITTLE_TIME_US && part(from_peer, f.busy_us.max(1)) >= 0.3 && part(from_peer, f.window_us) >= 0.05 {
         let share = part(from_peer, f.window_us);
@@ -130,10 +143,19 @@ fn receiver_window(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 fn send_buffer(f: &Facts<'_>, _: u32) -> Option<Verdict> {
     let [_, _, limited_us] = f.limited_us;
     let share = part(limited_us, f.busy_us);
-    if limited_us < LITTLE_TIME_US || share < 0.3 || part(limited_us, f.window_us) < 0.05 {
+    let window_bytes = u64::from(f.now.snd_cwnd) * f.mss();
+    // The kernel runs this clock only while all that was written is sent and a writer waits, and stops it with the first ACK: of
+    // a buffer that is always too small it counts a few percent. What is seen of the buffer counts as much: it is full, and both
+    // windows would take more than all of it. A buffer that the kernel tunes grows ahead of the window and is never so.
+    let buffer = u64::from(f.now.send_buffer);
+    let held = u64::from(f.now.unacked_bytes) + u64::from(f.now.unsent_bytes);
+    let full = held * 10 >= buffer * 4 && window_bytes > buffer && u64::from(f.now.snd_wnd) > buffer;
+    let always = full && part(f.busy_us, f.window_us) >= 0.8;
+    let counted = share >= 0.3 && part(limited_us, f.window_us) >= 0.05;
+    if limited_us < LITTLE_TIME_US || !(counted || always) {
         return None;
     }
-    let window_bytes = u64::from(f.now.snd_cwnd) * f.mss();
+    let (share, limited_us) = if counted { (share, limited_us) } else { (1.0, f.busy_us) };
     Some(Verdict {
         id: Id::SendBuffer,
         confidence: 0.9,

@@ -169,6 +169,10 @@ pub(super) fn loss(f: &Facts<'_>, _: u32) -> Option<Verdict> {
         return None;
     }
     let [fast, timeout, probes, ..] = f.by_cause;
+    // A late ACK makes a probe as well, and the kernel undoes nothing that would tell.
+    if fast + timeout == 0 && probes > 0 && probes < 3 && repairing_us == 0 {
+        return None;
+    }
     let how = [(fast, "fast retransmit"), (timeout, "timeout"), (probes, "tail loss probe")];
     let how: Vec<String> = how.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} by {what}")).collect();
     let how = if how.is_empty() { "before tcpwatch looked".to_owned() } else { how.join(", ") };

@@ -10,6 +10,7 @@ mod dashboard;
 mod experiments;
 mod fire;
 mod hardship;
+mod explain;
 mod limits;
 mod operations;
 mod overflow;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     trials.extend(truth_retransmits::trials());
     trials.extend(truth_rtt::trials());
     trials.extend(experiments::trials());
+    trials.extend(explain::trials());
     trials.extend(soak::trials());
     trials.extend(overflow::trials());
     trials.extend(operations::trials());
