@@ -62,7 +62,7 @@ pub(crate) struct RttQuantiles {
 }
 
 /// A listening socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ListenerStats {
     /// Address and port, as users write them.
     pub(crate) address: String,

@@ -126,6 +126,23 @@ fn the_schema_of_services_has_their_fields_and_no_others() {
     check("service", &of::<ServiceTotals>("a line of /api/v1/services"), &services);
 }
 
+/// The evidence is free: a field more in it is none of the schema's.
+#[test]
+fn the_schema_of_explanations_has_their_fields_and_validates_them() {
+    let schema = of::<crate::explain::Explained>("a line of /api/v1/explain");
+    let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+    crate::golden::check("../docs/api/explain.schema.json", &text);
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    for answer in crate::explain::tests::lines().lines() {
+        let mut answer: Value = serde_json::from_str(answer).unwrap();
+        assert!(validator.is_valid(&answer), "{answer}");
+        answer["verdicts"][0]["evidence"]["surplus"] = 1.into();
+        assert!(validator.is_valid(&answer), "{answer}");
+        answer["verdicts"][0]["surplus"] = 1.into();
+        assert!(!validator.is_valid(&answer), "{answer}");
+    }
+}
+
 #[test]
 fn the_schema_of_resets_has_their_fields_and_no_others() {
     check("resets", &of::<Resets>("/api/v1/resets"), &line(&crate::resets::view::tests::resets()));

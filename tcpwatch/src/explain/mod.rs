@@ -208,3 +208,123 @@ fn unremarkable(facts: &Facts<'_>) -> Verdict {
     };
     Verdict { id, confidence, share: None, evidence, sentence, remedy: String::new() }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Instant;
+
+    use tcpwatch_common::state::TcpState;
+
+    use super::*;
+    use crate::aggregate::snapshot::{ListenerStats, NamespaceStats};
+    use crate::aggregate::tests::conn_record;
+
+    /// Of a connection that nothing has happened to.
+    fn quiet(cookie: u64, state: TcpState) -> ConnRecord {
+        let mut record = conn_record(cookie);
+        (record.state, record.established_ns) = (state as u8, 1_000_000_000);
+        (record.snd_wnd, record.rcv_wnd, record.snd_cwnd, record.mss) = (65_535, 65_535, 10, 1448);
+        (record.data_segs_out, record.data_segs_in) = (20, 20);
+        (record.bytes_sent, record.bytes_received) = (10_000, 10_000);
+        record
+    }
+
+    /// Ten minutes after the beginning.
+    fn sight(records: Vec<ConnRecord>) -> Sight {
+        let records: Vec<Arc<ConnRecord>> = records
+            .into_iter()
+            .map(|mut record| {
+                record.header.ktime_ns = 601_000_000_000;
+                Arc::new(record)
+            })
+            .collect();
+        let now = Listing { ktime_ns: 601_000_000_000, records, ..Listing::default() };
+        Sight { now, before: None, ticks_per_second: 250 }
+    }
+
+    fn ids(explained: &[Explained]) -> Vec<Id> {
+        explained.iter().flat_map(|e| e.verdicts.iter().map(|v| v.id)).collect()
+    }
+
+    fn said_of(record: ConnRecord) -> Vec<Id> {
+        ids(&sight(vec![record]).connections(|_| true))
+    }
+
+    #[test]
+    fn a_socket_ten_minutes_in_close_wait_is_a_leak_and_a_young_one_is_not() {
+        let mut record = quiet(1, TcpState::CloseWait);
+        (record.since_ack_jiffies, record.since_sent_jiffies) = (600 * 250, 600 * 250);
+        assert_eq!(said_of(record), [Id::CloseWaitLeak]);
+        let mut young = record;
+        young.since_ack_jiffies = 9 * 250;
+        assert_eq!(said_of(young), [Id::Healthy]);
+        let mut sends = record;
+        sends.unsent_bytes = 1;
+        assert!(!said_of(sends).contains(&Id::CloseWaitLeak));
+    }
+
+    #[test]
+    fn a_lone_probe_is_no_loss_and_three_are() {
+        let mut record = quiet(1, TcpState::Established);
+        (record.retrans[2], record.total_retrans) = (1, 1);
+        assert_eq!(said_of(record), [Id::Healthy]);
+        (record.retrans[2], record.total_retrans) = (3, 3);
+        assert_eq!(said_of(record), [Id::Loss]);
+    }
+
+    #[test]
+    fn a_full_send_buffer_below_both_windows_is_too_small() {
+        let mut record = quiet(1, TcpState::Established);
+        (record.snd_cwnd, record.snd_wnd, record.send_buffer) = (160, 3_000_000, 80_000);
+        (record.unacked_bytes, record.data_segs_out, record.bytes_sent) = (66_000, 2_000, 2_896_000);
+        record.limited_jiffies = [590 * 250, 0, 2 * 250];
+        assert_eq!(said_of(record), [Id::SendBuffer]);
+        record.send_buffer = 800_000;
+        assert!(!said_of(record).contains(&Id::SendBuffer));
+    }
+
+    #[test]
+    fn queues_are_told_from_half_of_their_limit_on() {
+        let mut sight = sight(Vec::new());
+        let listener = ListenerStats { limit: 100, ..ListenerStats::default() };
+        sight.now.listeners = vec![
+            ListenerStats { queue: 49, half_open: 49, ..listener.clone() },
+            ListenerStats { queue: 50, ..listener.clone() },
+            ListenerStats { half_open: 50, ..listener },
+        ];
+        let namespace = NamespaceStats { port_range: [32_768, 60_999], ..NamespaceStats::default() };
+        sight.now.namespaces = vec![
+            NamespaceStats { time_wait: 999, ..namespace.clone() },
+            NamespaceStats { time_wait: 20_000, ..namespace },
+        ];
+        let host = sight.host();
+        assert_eq!(ids(&host), [Id::ListenQueue, Id::SynBacklog, Id::TimeWaitPressure]);
+        assert_eq!(host[2].verdicts[0].evidence["ports_left_to_one_destination"], 8_232);
+    }
+
+    #[test]
+    fn fifty_thousand_connections_are_explained_each() {
+        let mut records: Vec<_> = (0..50_000).map(|cookie| quiet(cookie, TcpState::Established)).collect();
+        records.iter_mut().step_by(1000).for_each(|record| record.retrans[0] = 2);
+        records.iter_mut().step_by(1000).for_each(|record| record.total_retrans = 2);
+        let sight = sight(records);
+        let began = Instant::now();
+        let lines = sight.lines(None, false);
+        println!("50,000 connections took {:?}", began.elapsed());
+        assert_eq!(lines.lines().filter(|line| line.contains("\"loss\"")).count(), 50);
+        let last: Explained = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        assert_eq!((last.subject, &last.verdicts[0].evidence["connections"]), (Subject::Others {}, &49_950.into()));
+    }
+
+    /// A line for each kind of subject.
+    pub(crate) fn lines() -> String {
+        let mut record = quiet(1, TcpState::Established);
+        (record.retrans[0], record.total_retrans, record.pid) = (2, 2, 7);
+        let verdicts = sight(vec![record]).connections(|_| true).remove(0);
+        let service = Subject::Service { direction: "inbound".into(), service: "443".into() };
+        let listener = Subject::Listener { address: "0.0.0.0:443".into() };
+        let others = [service, listener, Subject::Host { netns: 7 }, Subject::Others {}];
+        let others = others.map(|subject| Explained { subject, ..verdicts.clone() });
+        line(&verdicts) + &others.iter().map(line).collect::<String>()
+    }
+}

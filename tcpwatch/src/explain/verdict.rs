@@ -7,6 +7,7 @@ macro_rules! ids {
     ($($(#[$meta:meta])* $name:ident = $text:literal;)+) => {
         /// What a verdict says, as a closed list of words that users and scripts rely on.
         #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+        #[cfg_attr(test, derive(schemars::JsonSchema))]
         #[serde(rename_all = "snake_case")]
         pub(crate) enum Id { $($(#[$meta])* $name,)+ }
 
@@ -72,6 +73,7 @@ ids! {
 
 /// One answer.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Verdict {
     /// Which.
     pub(crate) id: Id,
@@ -89,6 +91,7 @@ pub(crate) struct Verdict {
 
 /// What a verdict is about.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Subject {
     /// One connection.
@@ -131,6 +134,7 @@ pub(crate) enum Subject {
 
 /// A subject and all that is said of it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct Explained {
     /// About what.
     pub(crate) subject: Subject,
