@@ -246,30 +246,30 @@ pub(crate) mod tests {
         explained.iter().flat_map(|e| e.verdicts.iter().map(|v| v.id)).collect()
     }
 
-    fn said_of(record: ConnRecord) -> Vec<Id> {
-        ids(&sight(vec![record]).connections(|_| true))
+    fn said_of(record: &ConnRecord) -> Vec<Id> {
+        ids(&sight(vec![*record]).connections(|_| true))
     }
 
     #[test]
     fn a_socket_ten_minutes_in_close_wait_is_a_leak_and_a_young_one_is_not() {
         let mut record = quiet(1, TcpState::CloseWait);
         (record.since_ack_jiffies, record.since_sent_jiffies) = (600 * 250, 600 * 250);
-        assert_eq!(said_of(record), [Id::CloseWaitLeak]);
+        assert_eq!(said_of(&record), [Id::CloseWaitLeak]);
         let mut young = record;
         young.since_ack_jiffies = 9 * 250;
-        assert_eq!(said_of(young), [Id::Healthy]);
+        assert_eq!(said_of(&young), [Id::Healthy]);
         let mut sends = record;
         sends.unsent_bytes = 1;
-        assert!(!said_of(sends).contains(&Id::CloseWaitLeak));
+        assert!(!said_of(&sends).contains(&Id::CloseWaitLeak));
     }
 
     #[test]
     fn a_lone_probe_is_no_loss_and_three_are() {
         let mut record = quiet(1, TcpState::Established);
         (record.retrans[2], record.total_retrans) = (1, 1);
-        assert_eq!(said_of(record), [Id::Healthy]);
+        assert_eq!(said_of(&record), [Id::Healthy]);
         (record.retrans[2], record.total_retrans) = (3, 3);
-        assert_eq!(said_of(record), [Id::Loss]);
+        assert_eq!(said_of(&record), [Id::Loss]);
     }
 
     #[test]
@@ -278,9 +278,9 @@ pub(crate) mod tests {
         (record.snd_cwnd, record.snd_wnd, record.send_buffer) = (160, 3_000_000, 80_000);
         (record.unacked_bytes, record.data_segs_out, record.bytes_sent) = (66_000, 2_000, 2_896_000);
         record.limited_jiffies = [590 * 250, 0, 2 * 250];
-        assert_eq!(said_of(record), [Id::SendBuffer]);
+        assert_eq!(said_of(&record), [Id::SendBuffer]);
         record.send_buffer = 800_000;
-        assert!(!said_of(record).contains(&Id::SendBuffer));
+        assert!(!said_of(&record).contains(&Id::SendBuffer));
     }
 
     #[test]
@@ -293,10 +293,8 @@ pub(crate) mod tests {
             ListenerStats { half_open: 50, ..listener },
         ];
         let namespace = NamespaceStats { port_range: [32_768, 60_999], ..NamespaceStats::default() };
-        sight.now.namespaces = vec![
-            NamespaceStats { time_wait: 999, ..namespace.clone() },
-            NamespaceStats { time_wait: 20_000, ..namespace },
-        ];
+        sight.now.namespaces =
+            vec![NamespaceStats { time_wait: 999, ..namespace }, NamespaceStats { time_wait: 20_000, ..namespace }];
         let host = sight.host();
         assert_eq!(ids(&host), [Id::ListenQueue, Id::SynBacklog, Id::TimeWaitPressure]);
         assert_eq!(host[2].verdicts[0].evidence["ports_left_to_one_destination"], 8_232);
