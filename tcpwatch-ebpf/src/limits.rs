@@ -71,9 +71,10 @@ fn closed_windows<const ESTABLISHED: bool>(sock: TcpSock) -> u8 {
     peer | local
 }
 
+/// The tracepoint of states fires before the new one is stored: at the first SYN it is still CLOSE.
 #[inline(always)]
 fn in_handshake(state: u8) -> bool {
-    state == TcpState::SynSent as u8 || state == TcpState::SynRecv as u8
+    state == TcpState::Close as u8 || state == TcpState::SynSent as u8 || state == TcpState::SynRecv as u8
 }
 
 #[inline(always)]

@@ -155,25 +155,34 @@ fn send_buffer(f: &Facts<'_>, _: u32) -> Option<Verdict> {
     if limited_us < LITTLE_TIME_US || !(counted || always) {
         return None;
     }
-    let (share, limited_us) = if counted { (share, limited_us) } else { (1.0, f.busy_us) };
     Some(Verdict {
         id: Id::SendBuffer,
-        confidence: 0.9,
+        confidence: if counted { 0.9 } else { 0.75 },
         share: Some(part(limited_us, f.window_us)),
         evidence: evidence! {
             send_buffer_limited_us: limited_us,
             busy_us: f.busy_us,
+            held_bytes: held,
+            send_window_bytes: f.now.snd_wnd,
             send_buffer_bytes: f.now.send_buffer,
             congestion_window_bytes: window_bytes,
             rtt_us: f.rtt_us(),
         },
-        sentence: format!(
-            "the send buffer of {} bytes is too small for this path: for {} ({:.0} % of the time with data to send) the window had \
-             room and the buffer had none",
-            f.now.send_buffer,
-            seconds(limited_us),
-            share * 100.0,
-        ),
+        sentence: if counted {
+            format!(
+                "the send buffer of {} bytes is too small for this path: for {} ({:.0} % of the time with data to send) the \
+                 window had room and the buffer had none",
+                f.now.send_buffer,
+                seconds(limited_us),
+                share * 100.0,
+            )
+        } else {
+            format!(
+                "the send buffer of {} bytes is too small for this path: {held} bytes fill it while the congestion window would take \
+                 {window_bytes} and the peer's window {}",
+                f.now.send_buffer, f.now.snd_wnd,
+            )
+        },
         remedy: format!(
             "do not set SO_SNDBUF in the application (it switches off the kernel's own tuning; now {} bytes), or raise the third \
              number of net.ipv4.tcp_wmem; to undo, write the old numbers back",

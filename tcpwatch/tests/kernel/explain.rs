@@ -20,13 +20,19 @@ use crate::daemon::Daemon;
 use crate::{is_long, trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![
-        trial("explain_names_what_makes_transfers_slow", slow_transfers),
+    let mut trials = vec![
         trial("explain_names_what_is_lost_and_what_is_sent_again", retransmissions),
-        trial("explain_names_what_connections_of_a_service_suffer_together", services),
         trial("explain_names_listeners_and_hosts_whose_queues_fill", queues),
-        trial("explain_has_nothing_to_say_against_healthy_connections", healthy),
-    ]
+    ];
+    // Shares of time and rates: a machine that is short of CPU makes slow applications of healthy ones.
+    if is_long() {
+        trials.extend([
+            trial("explain_names_what_makes_transfers_slow", slow_transfers),
+            trial("explain_names_what_connections_of_a_service_suffer_together", services),
+            trial("explain_has_nothing_to_say_against_healthy_connections", healthy),
+        ]);
+    }
+    trials
 }
 
 /// What traffic does on a path.
