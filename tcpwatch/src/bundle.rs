@@ -106,7 +106,7 @@ mod tests {
         let config = Config {
             listen: "198.51.100.7:10793".parse().unwrap(),
             allowed_hosts: vec!["secret-host".into()],
-            web_config: Some("/home/alice/web.yml".into()),
+            web_config: Some("/srv/alice/web.yml".into()),
             socket: "/srv/alice/socket".into(),
             netns: vec!["/run/netns/customer".into()],
             ..Config::default()

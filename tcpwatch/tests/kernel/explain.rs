@@ -40,7 +40,7 @@ type Play = Box<dyn Fn(&Path) -> Result<()> + Send + Sync>;
 
 enum Scene {
     /// A scenario of the lab.
-    Stage(Stage),
+    Stage(Box<Stage>),
     /// Traffic of the test's own.
     Own(Path, Play),
 }
@@ -68,7 +68,7 @@ impl Case {
         let mut scenario = scenario::find(name)?;
         change(&mut scenario.setup);
         let name = format!("{row} {name}, {}", scenario.setup.path_in_words());
-        Ok(Self::of(name, Scene::Stage(scenario.stage()?)))
+        Ok(Self::of(name, Scene::Stage(Box::new(scenario.stage()?))))
     }
 
     fn own(name: &str, path: Path, play: impl Fn(&Path) -> Result<()> + Send + Sync + 'static) -> Self {
@@ -143,7 +143,7 @@ impl Case {
     fn ask(&self, daemon: &Daemon, more: &str) -> Result<Told> {
         let [a, b] = [self.path().a().inode(), self.path().b().inode()];
         let lines = daemon.ask(&format!("/api/v1/explain?all=true&filter=netns%20{a}%20or%20netns%20{b}{more}"))?;
-        lines.iter().map(|line| told(line)).collect()
+        lines.iter().map(told).collect()
     }
 
     fn hold(&self, told: &Told) -> Result<()> {
@@ -184,7 +184,10 @@ fn verdicts(line: &Value) -> BTreeMap<String, Value> {
     verdicts.map(|verdict| (verdict["id"].as_str().unwrap_or_default().to_owned(), verdict.clone())).collect()
 }
 
-fn told(line: &Value) -> Result<(u64, (End, BTreeMap<String, Value>))> {
+/// One entry of [`Told`].
+type One = (u64, (End, BTreeMap<String, Value>));
+
+fn told(line: &Value) -> Result<One> {
     let subject = &line["subject"];
     ensure!(subject["kind"] == "connection", "a filter selects connections, and not {subject}");
     let local = subject["local"].as_str().context("no local end")?;
@@ -507,7 +510,9 @@ fn healthy() -> Result<()> {
     let namespaces: Vec<&Netns> = paths.iter().flat_map(|path| [path.a(), path.b()]).collect();
     let daemon = Daemon::with(&namespaces, "sample_interval = \"100ms\"")?;
     let rate = Rate { bits_per_second: 20_000_000, queue_packets: usize::MAX, queue_bytes: 1_000_000 };
-    paths.iter().for_each(|path| path.forward().set_rate(Some(rate)));
+    for path in &paths {
+        path.forward().set_rate(Some(rate));
+    }
     let lasts = if is_long() { ms(30_000) } else { ms(6000) };
     let mut said = BTreeMap::new();
     thread::scope(|scope| {
