@@ -22,6 +22,7 @@ use crate::governor::Governor;
 use crate::http::{self, Ask, Feed, HttpError, SocketError, WebConfigError};
 use crate::instance::{Instance, InstanceError};
 use crate::kernel::facts::{FactsError, KernelFacts};
+use crate::kernel::kernel_log;
 use crate::kernel::load::{self, LoadError, Loaded};
 use crate::kernel::maps::{Maps, MapsError};
 use crate::kernel::stats;
@@ -414,7 +415,7 @@ impl Daemon {
         let mut inbox = Inbox { intake, grants, teller: Teller::new() };
         inbox.apply_grants(&mut maps)?;
         adopt(&mut inbox, &mut maps, &mut ebpf, config)?;
-        let log = if config.kernel_log { follow_kernel_log(&mut ebpf) } else { None };
+        let log = if config.kernel_log { kernel_log::follow(&mut ebpf) } else { None };
         let governor = Governor::new(config.sample_interval, config.records_per_second);
         let mut daemon = Self {
             source,
@@ -581,22 +582,5 @@ impl Daemon {
     /// Ends the recording.
     pub(crate) fn finish(self) -> Result<Written, DaemonError> {
         Ok(self.inbox.intake.into_recorder().map_or(Ok(Written::default()), Recorder::finish)?)
-    }
-}
-
-/// Prints what the kernel programs log, until the daemon ends.
-fn follow_kernel_log(ebpf: &mut aya::Ebpf) -> Option<tokio::task::JoinHandle<()>> {
-    let logger = aya_log::EbpfLogger::init(ebpf).map_err(io::Error::other).and_then(sys::readable);
-    match logger {
-        Ok(mut logger) => Some(tokio::spawn(async move {
-            while let Ok(mut guard) = logger.readable_mut().await {
-                guard.get_inner_mut().flush();
-                guard.clear_ready();
-            }
-        })),
-        Err(error) => {
-            log::warn!("the log of the kernel programs cannot be read: {error}");
-            None
-        }
     }
 }

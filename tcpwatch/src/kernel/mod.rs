@@ -4,6 +4,7 @@
 pub(crate) mod btf;
 pub(crate) mod facts;
 pub(crate) mod iterate;
+pub(crate) mod kernel_log;
 pub(crate) mod load;
 pub(crate) mod maps;
 pub(crate) mod probes;

@@ -11,7 +11,7 @@ pub(crate) fn page() -> String {
     let for_group: usize = CATALOG.iter().map(|metric| metric.bound(1) - metric.bound(0)).sum();
     let mut parts = vec![format!(
         "# Metrics\n\n\
-         <!-- Written by `tcpwatch docs metrics` from tcpwatch/src/metrics/catalog.rs; do not edit. -->\n\n\
+         <!-- Written by `tcpwatch docs metrics` from tcpwatch/src/metrics/catalog/mod.rs; do not edit. -->\n\n\
          What `/metrics` shows. A host has at most {} series with the default of {services} services, computed from \
          this list: {for_host} for the host, and {for_group} for each service and each of the {FIXED_GROUPS} groups that \
          always exist.\n\n\
