@@ -7,6 +7,7 @@ pub(crate) mod resets;
 pub(crate) mod services;
 pub(crate) mod snapshot;
 pub(crate) mod table;
+pub(crate) mod top;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

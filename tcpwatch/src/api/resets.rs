@@ -316,7 +316,7 @@ fn causes(snapshot: &Snapshot, report: &ResetReport) -> Vec<CauseTotal> {
             per_second: recent.map(|count| *count as f64 / seconds),
             services,
             peers: peers.map_or_else(Vec::new, |peers| {
-                peers.top(PEERS).into_iter().map(|(address, count)| Peer { address, count }).collect()
+                peers.first(PEERS).into_iter().map(|(address, count)| Peer { address, count }).collect()
             }),
             peers_approximate: peers.is_some_and(|peers| peers.approximate),
             owners: owners(report, origin, class),

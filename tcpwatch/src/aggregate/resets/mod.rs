@@ -1,10 +1,9 @@
 //! Resets beyond their counters: the newest with their evidence, their peers, their stacks and how fast they come.
 
-pub(crate) mod peers;
 pub(crate) mod stacks;
 
 use std::collections::VecDeque;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -14,10 +13,10 @@ use tcpwatch_common::record::{ConnRecord, Kind, ResetRecord};
 use tcpwatch_common::reset::{ResetCause, ResetOrigin};
 use tcpwatch_common::state::STATES;
 
-use self::peers::Peers;
 use self::stacks::Stacks;
 use super::owners::{Names, Owner};
 use super::snapshot::GroupTotals;
+use super::top::Top;
 
 /// Resets that are kept with their evidence.
 pub(crate) const MOST: usize = 1024;
@@ -79,7 +78,7 @@ pub(crate) struct ResetReport {
     /// The newest, by time, the newest first.
     pub(crate) newest: Vec<Arc<Evidence>>,
     /// Peers by class.
-    pub(crate) peers: Vec<Peers>,
+    pub(crate) peers: Vec<Top<IpAddr>>,
     /// Rates.
     pub(crate) recent: Recent,
     /// Fingerprints of the stacks of `newest`.
@@ -91,7 +90,7 @@ pub(crate) struct ResetReport {
 /// The store.
 pub(crate) struct Resets {
     classes: [VecDeque<Arc<Evidence>>; CLASSES],
-    peers: [Peers; CLASSES],
+    peers: [Top<IpAddr>; CLASSES],
     closes: LruCache<u64, Arc<ConnRecord>>,
     /// Cookie and class of those that came before the close of their connection.
     waiting: VecDeque<(u64, usize)>,
@@ -133,7 +132,7 @@ impl Resets {
             self.waiting.push_back((record.cookie, class));
         }
         if let Some(peers) = self.peers.get_mut(class) {
-            peers.add(Ipv6Addr::from(record.key.remote).to_canonical());
+            peers.add(&Ipv6Addr::from(record.key.remote).to_canonical());
         }
         let evidence = Arc::new(Evidence { kind, record: *record, connection: closed.or(connection), owner });
         if self.classes.iter().map(VecDeque::len).sum::<usize>() >= MOST {
