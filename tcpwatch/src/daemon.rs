@@ -459,6 +459,12 @@ impl Daemon {
         self.after(batch.map_err(|source| DaemonError::System { what: "read the ring buffer", source })?)
     }
 
+    /// Takes what waits in the ring.
+    fn catch_up(&mut self) -> Result<(), DaemonError> {
+        let batch = self.source.take_ready(|record| self.inbox.take(record));
+        self.after(batch)
+    }
+
     fn after(&mut self, batch: Batch) -> Result<(), DaemonError> {
         self.ring_used = self.ring_used.max(batch.bytes);
         self.apply_grants()
@@ -514,10 +520,16 @@ impl Daemon {
                 let _nobody_waits_any_more = to.send((snapshot, self.inbox.intake.aggregator().resets()));
             }
             Ask::Connections(to) => {
-                let batch = self.source.take_ready(|record| self.inbox.take(record));
-                self.after(batch)?;
+                self.catch_up()?;
                 self.name();
                 let _nobody_waits_any_more = to.send(self.inbox.intake.aggregator().listing(sys::monotonic_ns()));
+            }
+            Ask::Explain(to) => {
+                self.catch_up()?;
+                self.name();
+                let namespaces = self.surroundings.stats();
+                let picture = self.inbox.intake.aggregator().picture(sys::monotonic_ns(), namespaces);
+                let _nobody_waits_any_more = to.send(picture);
             }
             Ask::Listeners(to) => {
                 self.name();
@@ -534,8 +546,7 @@ impl Daemon {
 
     /// Takes what waits in the ring, reads the counters, and returns what they add up to.
     pub(crate) fn read(&mut self) -> Result<Arc<Snapshot>, DaemonError> {
-        let batch = self.source.take_ready(|record| self.inbox.take(record));
-        self.after(batch)?;
+        self.catch_up()?;
         let mut counters = self.maps.read(self.inbox.intake.aggregator().slots_used())?;
         self.read_stacks(&counters.reasons)?;
         counters.stacks = self.stacks.counts().to_vec();

@@ -26,7 +26,7 @@ use self::services::{Grant, Services};
 use self::snapshot::{Compared, Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
 use crate::api::{self, Listing};
-use crate::explain::Short;
+use crate::explain::{Picture, Short};
 use crate::kernel::maps::{Counters, SlotCounters};
 use crate::recording::ResetStack;
 use crate::storm::evidence::{Detail, Process};
@@ -73,8 +73,6 @@ pub(crate) struct Aggregator {
     began_ns: u64,
     /// Closed connections in sum, by group slot.
     short: Vec<Short>,
-    /// As of the last reading.
-    namespaces: Vec<NamespaceStats>,
 }
 
 impl Aggregator {
@@ -93,7 +91,6 @@ impl Aggregator {
             errors: [0; DECODE_REASONS.len()],
             began_ns: now_ns,
             short: vec![Short::default(); slot::COUNT],
-            namespaces: Vec::new(),
         }
     }
 
@@ -293,21 +290,22 @@ impl Aggregator {
     pub(crate) fn listing(&self, ktime_ns: u64) -> Listing {
         let services = (0..self.slots_used()).map(|slot| self.services.shown(slot)).collect();
         let names = Arc::clone(self.owners.names());
-        Listing {
-            ktime_ns,
-            records: self.table.records(),
-            services,
-            names,
+        Listing { ktime_ns, records: self.table.records(), services, names }
+    }
+
+    /// What `explain` looks at; `namespaces` are as they were read last.
+    pub(crate) fn picture(&self, ktime_ns: u64, namespaces: Vec<NamespaceStats>) -> Picture {
+        Picture {
+            listing: self.listing(ktime_ns),
             began_ns: self.began_ns,
-            short: self.short.clone(),
+            closed: self.short.iter().map(|short| short.sums).collect(),
             listeners: self.listeners.stats(),
-            namespaces: self.namespaces.clone(),
+            namespaces,
         }
     }
 
     /// A picture of now.
     pub(crate) fn snapshot(&mut self, counters: &Counters, reading: Reading) -> Snapshot {
-        self.namespaces.clone_from(&reading.namespaces);
         let counted = |slot: u32| counters.slots.get(slot as usize).is_some_and(|c| *c != SlotCounters::ZERO);
         self.services.label(counted);
         let mut states = [0; STATES];

@@ -19,7 +19,7 @@ use crate::aggregate::snapshot::Service;
 type Name = Cow<'static, str>;
 
 /// `snd_ssthresh` of a connection that has none yet (`TCP_INFINITE_SSTHRESH`, include/net/tcp.h).
-const NO_SSTHRESH: u32 = 0x7fff_ffff;
+pub(crate) const NO_SSTHRESH: u32 = 0x7fff_ffff;
 /// `sk_pacing_rate` of a connection that is not paced (`~0UL`).
 const NOT_PACED: u64 = u64::MAX;
 

@@ -25,8 +25,7 @@ use tcpwatch_common::record::ConnRecord;
 use tcpwatch_common::state::{Direction, TcpState};
 
 use crate::aggregate::owners::{self, Names};
-use crate::aggregate::snapshot::{ListenerStats, NamespaceStats, Service};
-use crate::explain::Short;
+use crate::aggregate::snapshot::Service;
 use crate::filter::{ConnFacts, Filter};
 
 /// The connection table at a moment. The records are shared with the table: it costs a pointer a connection.
@@ -40,14 +39,6 @@ pub(crate) struct Listing {
     pub(crate) services: Vec<(Direction, Service)>,
     /// Users and control groups.
     pub(crate) names: Arc<Names>,
-    /// When watching began, ns of CLOCK_MONOTONIC.
-    pub(crate) began_ns: u64,
-    /// Closed connections in sum, by group slot.
-    pub(crate) short: Vec<Short>,
-    /// Listening sockets.
-    pub(crate) listeners: Vec<ListenerStats>,
-    /// What the kernel counts in each network namespace.
-    pub(crate) namespaces: Vec<NamespaceStats>,
 }
 
 impl Listing {

@@ -2,22 +2,15 @@
 
 use tcpwatch_common::close::flag;
 use tcpwatch_common::hist::{SKETCH_BUCKETS, sketch_lower};
+use tcpwatch_common::limits;
 use tcpwatch_common::record::ConnRecord;
 use tcpwatch_common::state::{TcpState, ca_state};
 
-/// Segments of the initial window (RFC 6928, `TCP_INIT_CWND`).
-pub(super) const INITIAL_WINDOW: u64 = 10;
-/// `TCP_INFINITE_SSTHRESH`, include/net/tcp.h.
-const NO_SSTHRESH: u32 = 0x7fff_ffff;
+use crate::api::Moment;
+use crate::api::connection::NO_SSTHRESH;
 
-/// What the clock says, and how long a jiffy is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Now {
-    /// ns of CLOCK_MONOTONIC.
-    pub(crate) ktime_ns: u64,
-    /// Jiffies in a second.
-    pub(crate) ticks_per_second: u32,
-}
+/// Segments of the initial window, as wide as the sums it is part of.
+pub(super) const INITIAL_WINDOW: u64 = limits::INITIAL_WINDOW as u64;
 
 /// A connection over a window: from its beginning, or from an earlier reading.
 pub(super) struct Facts<'a> {
@@ -29,6 +22,12 @@ pub(super) struct Facts<'a> {
     pub(super) window_us: u64,
     /// How old the newest reading is, µs: nothing has moved since, or no reading was due.
     pub(super) stale_us: u64,
+    /// Since the last segment of the peer that acknowledged anything, µs.
+    pub(super) since_ack_us: u64,
+    /// Since data was last sent, µs.
+    pub(super) since_sent_us: u64,
+    /// Retransmission timeout at the newest reading, µs.
+    pub(super) rto_us: u64,
     /// Time with data to send, µs.
     pub(super) busy_us: u64,
     /// Of it, limited by the congestion window; by the peer's receive window; by the send buffer.
@@ -70,15 +69,14 @@ pub(super) struct Facts<'a> {
 
 impl<'a> Facts<'a> {
     /// Of a connection since it was opened, or since `before`.
-    pub(super) fn new(now: &'a ConnRecord, before: Option<&ConnRecord>, clock: Now) -> Self {
+    pub(super) fn new(now: &'a ConnRecord, before: Option<&ConnRecord>, moment: Moment) -> Self {
         // A socket that was connected anew since counts from zero.
         let before =
             before.filter(|before| before.generation == now.generation && before.total_retrans <= now.total_retrans);
-        let us = |jiffies: u32| u64::from(jiffies) * 1_000_000 / u64::from(clock.ticks_per_second.max(1));
         let wide = |field: fn(&ConnRecord) -> u64| field(now).saturating_sub(before.map_or(0, field));
         let one = |field: fn(&ConnRecord) -> u32| u64::from(field(now).wrapping_sub(before.map_or(0, field)));
-        let time = |field: fn(&ConnRecord) -> u32| us(field(now).wrapping_sub(before.map_or(0, field)));
-        let stale_us = clock.ktime_ns.saturating_sub(now.header.ktime_ns) / 1000;
+        let time = |field: fn(&ConnRecord) -> u32| moment.us(field(now).wrapping_sub(before.map_or(0, field)));
+        let stale_us = moment.ktime_ns.saturating_sub(now.header.ktime_ns) / 1000;
         let mut limited_us =
             [time(|r| r.limited_jiffies[0]), time(|r| r.limited_jiffies[1]), time(|r| r.limited_jiffies[2])];
         let mut zero_us = [time(|r| r.zero_jiffies[0]), time(|r| r.zero_jiffies[1])];
@@ -115,8 +113,11 @@ impl<'a> Facts<'a> {
         Self {
             now,
             since_open: before.is_none(),
-            window_us: (clock.ktime_ns.saturating_sub(began_ns) / 1000).max(busy_us),
+            window_us: (moment.ktime_ns.saturating_sub(began_ns) / 1000).max(busy_us),
             stale_us,
+            since_ack_us: moment.us(now.since_ack_jiffies) + stale_us,
+            since_sent_us: moment.us(now.since_sent_jiffies) + stale_us,
+            rto_us: moment.us(now.rto_jiffies),
             busy_us,
             limited_us,
             zero_windows: [one(|r| r.zero_windows[0]), one(|r| r.zero_windows[1])],
@@ -197,16 +198,6 @@ impl<'a> Facts<'a> {
     /// Segment size that the path takes, never 0.
     pub(super) fn mss(&self) -> u64 {
         u64::from(self.now.mss.max(1))
-    }
-
-    /// Since the last segment of the peer that acknowledged anything, µs.
-    pub(super) fn since_ack_us(&self, ticks_per_second: u32) -> u64 {
-        u64::from(self.now.since_ack_jiffies) * 1_000_000 / u64::from(ticks_per_second.max(1)) + self.stale_us
-    }
-
-    /// Since data was last sent, µs.
-    pub(super) fn since_sent_us(&self, ticks_per_second: u32) -> u64 {
-        u64::from(self.now.since_sent_jiffies) * 1_000_000 / u64::from(ticks_per_second.max(1)) + self.stale_us
     }
 
     /// Share of the RTT samples between two values, µs, as fine as the coarse histogram is.

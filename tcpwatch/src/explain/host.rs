@@ -2,9 +2,8 @@
 
 use super::facts::part;
 use super::verdict::{Explained, Id, Subject, Verdict, evidence};
-use super::{seconds, window};
+use super::{Picture, seconds, window};
 use crate::aggregate::snapshot::{ListenerStats, NamespaceStats};
-use crate::api::Listing;
 
 /// A queue this full is near its limit.
 const FULL: f64 = 0.5;
@@ -12,8 +11,8 @@ const FULL: f64 = 0.5;
 const MANY_TIME_WAIT: u64 = 1000;
 
 /// Every listener and namespace in trouble.
-pub(super) fn judge(now: &Listing, before: Option<&Listing>) -> Vec<Explained> {
-    let window_us = before.map_or(0, |before| now.ktime_ns.saturating_sub(before.ktime_ns) / 1000);
+pub(super) fn judge(now: &Picture, before: Option<&Picture>) -> Vec<Explained> {
+    let window_us = before.map_or(0, |before| now.ktime_ns().saturating_sub(before.ktime_ns()) / 1000);
     let told = |subject: Subject, verdicts: Vec<Verdict>| {
         (!verdicts.is_empty()).then(|| Explained {
             subject,

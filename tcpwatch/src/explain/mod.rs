@@ -18,24 +18,44 @@ use tcpwatch_common::record::ConnRecord;
 use tcpwatch_common::state::Direction;
 
 use self::facts::Facts;
-use self::facts::Now;
 pub(crate) use self::service::Short;
-use self::service::Sums;
+pub(crate) use self::service::Sums;
 pub(crate) use self::verdict::{Explained, Id, Subject, Verdict};
-use crate::aggregate::snapshot::Service;
-use crate::api::{Listing, line};
+use crate::aggregate::snapshot::{ListenerStats, NamespaceStats, Service};
+use crate::api::{Listing, Moment, line};
 use crate::filter::Filter;
 
 /// Segments in both directions below which nothing can be said of a connection.
 const ENOUGH_SEGMENTS: u64 = 10;
 
+/// What is known at a moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Picture {
+    /// Open connections.
+    pub(crate) listing: Listing,
+    /// When watching began, ns of CLOCK_MONOTONIC.
+    pub(crate) began_ns: u64,
+    /// Closed connections in sum, by group slot.
+    pub(crate) closed: Vec<Sums>,
+    /// Listening sockets.
+    pub(crate) listeners: Vec<ListenerStats>,
+    /// What the kernel counts in each network namespace.
+    pub(crate) namespaces: Vec<NamespaceStats>,
+}
+
+impl Picture {
+    const fn ktime_ns(&self) -> u64 {
+        self.listing.ktime_ns
+    }
+}
+
 /// Everything that is looked at: now, and at the beginning of the window if it does not go back to the start.
 #[derive(Clone, Debug)]
 pub(crate) struct Sight {
-    /// Connections, closed ones in sum, listeners and namespaces of this moment.
-    pub(crate) now: Listing,
+    /// This moment.
+    pub(crate) now: Picture,
     /// The same at the beginning of the window; none for all that is known.
-    pub(crate) before: Option<Listing>,
+    pub(crate) before: Option<Picture>,
     /// Jiffies in a second.
     pub(crate) ticks_per_second: u32,
 }
@@ -45,8 +65,9 @@ impl Sight {
     /// trouble only if `all` are wanted or a filter chose them; what is left out is counted in a last line.
     pub(crate) fn lines(&self, filter: Option<&Filter>, all: bool) -> String {
         let ticks = self.ticks_per_second;
-        let wanted =
-            |record: &Arc<ConnRecord>| filter.is_none_or(|filter| filter.selects(&self.now.facts(record, ticks)));
+        let wanted = |record: &Arc<ConnRecord>| {
+            filter.is_none_or(|filter| filter.selects(&self.now.listing.facts(record, ticks)))
+        };
         let mut explained = if filter.is_none() { self.services() } else { Vec::new() };
         if filter.is_none() {
             explained.extend(self.host());
@@ -63,19 +84,19 @@ impl Sight {
 
     /// Verdicts on every connection that `wanted` selects.
     pub(crate) fn connections(&self, wanted: impl Fn(&Arc<ConnRecord>) -> bool) -> Vec<Explained> {
-        let clock = Now { ktime_ns: self.now.ktime_ns, ticks_per_second: self.ticks_per_second };
-        let mut before: Vec<&Arc<ConnRecord>> = self.before.iter().flat_map(|listing| &listing.records).collect();
+        let moment = Moment { ktime_ns: self.now.ktime_ns(), ticks_per_second: self.ticks_per_second };
+        let mut before: Vec<&Arc<ConnRecord>> = self.before.iter().flat_map(|before| &before.listing.records).collect();
         before.sort_unstable_by_key(|record| record.cookie);
         let earlier = |cookie: u64| {
             let at = before.binary_search_by_key(&cookie, |record| record.cookie).ok()?;
             before.get(at).map(|record| &***record)
         };
-        let chosen = self.now.records.iter().filter(|record| wanted(record));
-        chosen.map(|record| self.connection(record, earlier(record.cookie), clock)).collect()
+        let chosen = self.now.listing.records.iter().filter(|record| wanted(record));
+        chosen.map(|record| self.connection(record, earlier(record.cookie), moment)).collect()
     }
 
-    fn connection(&self, record: &ConnRecord, before: Option<&ConnRecord>, clock: Now) -> Explained {
-        let facts = Facts::new(record, before, clock);
+    fn connection(&self, record: &ConnRecord, before: Option<&ConnRecord>, moment: Moment) -> Explained {
+        let facts = Facts::new(record, before, moment);
         let (local, remote) = crate::api::ends(&record.key);
         Explained {
             subject: Subject::Connection {
@@ -83,13 +104,13 @@ impl Sight {
                 local: local.to_string(),
                 remote: remote.to_string(),
                 state: crate::api::state_name(record.state).to_owned(),
-                service: self.now.service(record.slot).label(),
+                service: self.now.listing.service(record.slot).label(),
                 pid: (record.pid != 0).then_some(record.pid),
                 comm: crate::api::text::printable(&record.comm),
             },
             window_s: seconds(facts.window_us),
             window: window(facts.since_open),
-            verdicts: judge(&facts, clock.ticks_per_second),
+            verdicts: judge(&facts),
         }
     }
 
@@ -98,17 +119,16 @@ impl Sight {
         let nothing = Sums::default();
         // Several slots of the kernel's counters may share a label.
         let mut sums: BTreeMap<(Direction, Service), Sums> = BTreeMap::new();
-        for (slot, (now, (direction, service))) in self.now.short.iter().zip(&self.now.services).enumerate() {
-            let before =
-                self.before.as_ref().and_then(|before| before.short.get(slot)).map_or(&nothing, |short| &short.sums);
+        for (slot, (now, (direction, service))) in self.now.closed.iter().zip(&self.now.listing.services).enumerate() {
+            let before = self.before.as_ref().and_then(|before| before.closed.get(slot)).unwrap_or(&nothing);
             let sum = sums.entry((*direction, *service)).or_default();
-            *sum = sum.plus(&now.sums.since(before));
+            *sum = sum.plus(&now.since(before));
         }
-        let from_ns = self.before.as_ref().map_or(self.now.began_ns, |before| before.ktime_ns);
+        let from_ns = self.before.as_ref().map_or(self.now.began_ns, Picture::ktime_ns);
         let told = sums.into_iter().filter(|((direction, _), _)| *direction != Direction::Unknown);
         told.map(|((direction, service), short)| Explained {
             subject: Subject::Service { direction: direction.name().to_owned(), service: service.label() },
-            window_s: seconds(self.now.ktime_ns.saturating_sub(from_ns) / 1000),
+            window_s: seconds(self.now.ktime_ns().saturating_sub(from_ns) / 1000),
             window: window(self.before.is_none()),
             verdicts: service::judge(&short),
         })
@@ -157,13 +177,13 @@ fn seconds(us: u64) -> f64 {
 }
 
 /// All that the rules say of a connection, the most important first; `healthy` or `not_enough_data` when that is nothing.
-fn judge(facts: &Facts<'_>, ticks_per_second: u32) -> Vec<Verdict> {
+fn judge(facts: &Facts<'_>) -> Vec<Verdict> {
     let mut found: Vec<(&rules::Rule, Verdict)> = Vec::new();
     for rule in rules::RULES {
         if found.iter().any(|(earlier, _)| earlier.hides.contains(&rule.id)) {
             continue;
         }
-        if let Some(verdict) = (rule.check)(facts, ticks_per_second) {
+        if let Some(verdict) = (rule.check)(facts) {
             found.push((rule, verdict));
         }
     }
@@ -216,7 +236,6 @@ pub(crate) mod tests {
     use tcpwatch_common::state::TcpState;
 
     use super::*;
-    use crate::aggregate::snapshot::{ListenerStats, NamespaceStats};
     use crate::aggregate::tests::conn_record;
 
     /// Of a connection that nothing has happened to.
@@ -238,7 +257,8 @@ pub(crate) mod tests {
                 Arc::new(record)
             })
             .collect();
-        let now = Listing { ktime_ns: 601_000_000_000, records, ..Listing::default() };
+        let listing = Listing { ktime_ns: 601_000_000_000, records, ..Listing::default() };
+        let now = Picture { listing, ..Picture::default() };
         Sight { now, before: None, ticks_per_second: 250 }
     }
 

@@ -11,8 +11,8 @@ pub(super) struct Rule {
     pub(super) id: Id,
     /// What need not be asked once it is found, as it would be told again in other words.
     pub(super) hides: &'static [Id],
-    /// Looks for it; the number is that of jiffies in a second.
-    pub(super) check: fn(&Facts<'_>, u32) -> Option<Verdict>,
+    /// Looks for it.
+    pub(super) check: fn(&Facts<'_>) -> Option<Verdict>,
 }
 
 /// All of them.
@@ -74,7 +74,7 @@ pub(super) const RULES: &[Rule] = &[
 const LITTLE_TIME_US: u64 = 100_000;
 
 /// S5, S6: the reader, at either end, does not keep up.
-fn receiver_window(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+fn receiver_window(f: &Facts<'_>) -> Option<Verdict> {
     let [_, limited_us, _] = f.limited_us;
     let [peer_us, local_us] = f.zero_us;
     let [peer_zeros, local_zeros] = f.zero_windows;
@@ -140,7 +140,7 @@ fn receiver_window(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 }
 
 /// S8: data waits for room in the send buffer while the window is open.
-fn send_buffer(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+fn send_buffer(f: &Facts<'_>) -> Option<Verdict> {
     let [_, _, limited_us] = f.limited_us;
     let share = part(limited_us, f.busy_us);
     let window_bytes = u64::from(f.now.snd_cwnd) * f.mss();
@@ -192,7 +192,7 @@ fn send_buffer(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 }
 
 /// S10: stalls of the length of a delayed ACK, in a dialogue of small writes.
-fn nagle_delayed_ack(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+fn nagle_delayed_ack(f: &Facts<'_>) -> Option<Verdict> {
     // A delayed ACK comes after 40 ms (TCP_DELACK_MIN) on top of the path; the coarse histogram is half an octave wide.
     let (from_us, to_us) = (f.min_rtt_us + 25_000, f.min_rtt_us + 60_000);
     let delayed = f.samples_between(from_us, to_us);
@@ -231,7 +231,7 @@ fn nagle_delayed_ack(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 }
 
 /// S9: many segments with next to nothing in them.
-fn tiny_segments(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+fn tiny_segments(f: &Facts<'_>) -> Option<Verdict> {
     let payload = f.payload();
     let per_second = f.sent_segments as f64 * 1e6 / f.window_us.max(1) as f64;
     let stream = payload <= 64 && f.sent_segments >= 500 && per_second >= 50.0;
@@ -267,7 +267,7 @@ fn tiny_segments(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 }
 
 /// S11: the queue on the path is longer than the path.
-fn bufferbloat(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+fn bufferbloat(f: &Facts<'_>) -> Option<Verdict> {
     let rtt = f.median_rtt_us();
     let queueing = rtt.saturating_sub(f.min_rtt_us);
     let enough = f.min_rtt_us > 0 && f.samples >= 20 && f.payload() * 2 >= f.mss();
@@ -302,7 +302,7 @@ fn bufferbloat(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 }
 
 /// S3: the window was thrown away after pauses.
-fn idle_restart(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+fn idle_restart(f: &Facts<'_>) -> Option<Verdict> {
     if f.idle_restarts == 0 {
         return None;
     }
@@ -330,7 +330,7 @@ fn idle_restart(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 }
 
 /// S2: over before the window had grown.
-fn slow_start(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+fn slow_start(f: &Facts<'_>) -> Option<Verdict> {
     let [congestion_us, _, _] = f.limited_us;
     let rtt = f.rtt_us();
     let rounds = slow_start_rounds(f.acked_bytes, f.mss(), INITIAL_WINDOW);
@@ -374,11 +374,11 @@ fn slow_start(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 }
 
 /// S7: window and path have room, and there is nothing to send.
-fn application(f: &Facts<'_>, ticks_per_second: u32) -> Option<Verdict> {
+fn application(f: &Facts<'_>) -> Option<Verdict> {
     let idle_us = f.window_us.saturating_sub(f.busy_us);
     let rate = f.sent_bytes as f64 * 1e6 / f.window_us.max(1) as f64;
     let grown = u64::from(f.now.snd_cwnd) >= 2 * INITIAL_WINDOW;
-    let at_it = f.since_sent_us(ticks_per_second) < 2_000_000;
+    let at_it = f.since_sent_us < 2_000_000;
     if f.partial() || !grown || !at_it || f.window_us < 1_000_000 || rate < 65_536.0 || part(idle_us, f.window_us) < 0.5
     {
         return None;

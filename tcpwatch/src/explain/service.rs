@@ -16,7 +16,7 @@ macro_rules! sums {
     ($($(#[$meta:meta])* $name:ident,)+) => {
         /// Sums over the connections of a service that were closed. They only grow.
         #[derive(Clone, Copy, Debug, Default, PartialEq)]
-        pub(super) struct Sums { $($(#[$meta])* pub(super) $name: u64,)+ }
+        pub(crate) struct Sums { $($(#[$meta])* pub(super) $name: u64,)+ }
 
         impl Sums {
             /// Each sum with its counterpart, by `join`.
@@ -61,8 +61,9 @@ sums! {
 /// What is known of the closed connections of a group slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Short {
-    pub(super) sums: Sums,
-    peers: [u64; PEERS],
+    pub(crate) sums: Sums,
+    /// Addresses of the last few; zeros for none.
+    peers: [[u8; 16]; PEERS],
     next: usize,
 }
 
@@ -91,7 +92,7 @@ impl Short {
         if rtt_us == 0 || lasted_us > SHORT_ROUNDS * rtt_us {
             return;
         }
-        let peer = hash(&record.key.remote);
+        let peer = record.key.remote;
         self.sums.brief += 1;
         self.sums.repeated += u64::from(self.peers.contains(&peer));
         if let Some(place) = self.peers.get_mut(self.next) {
@@ -121,14 +122,6 @@ impl Sums {
     pub(super) fn since(&self, before: &Self) -> Self {
         self.with(before, u64::saturating_sub)
     }
-}
-
-/// FNV-1a; 0 is kept for an empty place.
-fn hash(address: &[u8; 16]) -> u64 {
-    let hash = address
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
-    hash.max(1)
 }
 
 /// Verdicts on a service; none when there is nothing to say.

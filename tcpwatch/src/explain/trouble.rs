@@ -10,7 +10,7 @@ use super::verdict::{Id, Verdict, evidence};
 const FORGOTTEN_US: u64 = 10_000_000;
 
 /// R5, R6: the handshake needed more than one SYN.
-pub(super) fn syn_lost(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+pub(super) fn syn_lost(f: &Facts<'_>) -> Option<Verdict> {
     let [.., syn, syn_ack, _] = f.by_cause;
     if syn + syn_ack == 0 {
         return None;
@@ -59,7 +59,7 @@ fn stuck(f: &Facts<'_>) -> bool {
 }
 
 /// R7: what is lost is always full-size, and smaller segments got through.
-pub(super) fn mtu_black_hole(f: &Facts<'_>, ticks_per_second: u32) -> Option<Verdict> {
+pub(super) fn mtu_black_hole(f: &Facts<'_>) -> Option<Verdict> {
     let stuck_or_slow = stuck(f) || (f.open() && f.in_loss() && f.retransmits >= 2);
     let full = f.retransmitted_bytes >= f.retransmits * f.mss() * 95 / 100;
     // Data that was acknowledged, in segments that are on average clearly smaller than what does not get through.
@@ -68,7 +68,7 @@ pub(super) fn mtu_black_hole(f: &Facts<'_>, ticks_per_second: u32) -> Option<Ver
     if !stuck_or_slow || f.retransmits < 2 || !full || !small_passed {
         return None;
     }
-    let heard = f.now.sacked_out > 0 || f.since_ack_us(ticks_per_second) < 1_000_000;
+    let heard = f.now.sacked_out > 0 || f.since_ack_us < 1_000_000;
     Some(Verdict {
         id: Id::MtuBlackHole,
         confidence: if heard { 0.9 } else { 0.6 },
@@ -80,7 +80,7 @@ pub(super) fn mtu_black_hole(f: &Facts<'_>, ticks_per_second: u32) -> Option<Ver
             acked_bytes: f.acked_bytes,
             acked_segments: acked_segments,
             backoff: f.now.backoff,
-            since_ack_us: f.since_ack_us(ticks_per_second),
+            since_ack_us: f.since_ack_us,
         },
         sentence: format!(
             "only full segments of {} bytes are lost, {} times so far, while smaller ones arrived: somewhere on the path the MTU is \
@@ -96,20 +96,19 @@ pub(super) fn mtu_black_hole(f: &Facts<'_>, ticks_per_second: u32) -> Option<Ver
 }
 
 /// R1: timeouts with backoff and no word from the peer.
-pub(super) fn peer_vanished(f: &Facts<'_>, ticks_per_second: u32) -> Option<Verdict> {
-    let silence_us = f.since_ack_us(ticks_per_second);
-    let rto_us = u64::from(f.now.rto_jiffies) * 1_000_000 / u64::from(ticks_per_second.max(1));
-    if !stuck(f) || silence_us < rto_us / 2 {
+pub(super) fn peer_vanished(f: &Facts<'_>) -> Option<Verdict> {
+    let silence_us = f.since_ack_us;
+    if !stuck(f) || silence_us < f.rto_us / 2 {
         return None;
     }
-    let next_us = rto_us.saturating_sub(f.stale_us);
+    let next_us = f.rto_us.saturating_sub(f.stale_us);
     Some(Verdict {
         id: Id::PeerVanished,
         confidence: if f.now.backoff >= 3 { 0.95 } else { 0.8 },
         share: Some(part(silence_us, f.window_us)),
         evidence: evidence! {
             timeouts_in_a_row: f.now.backoff,
-            rto_us: rto_us,
+            rto_us: f.rto_us,
             next_attempt_us: next_us,
             since_ack_us: silence_us,
             unacked_bytes: f.now.unacked_bytes,
@@ -129,7 +128,7 @@ pub(super) fn peer_vanished(f: &Facts<'_>, ticks_per_second: u32) -> Option<Verd
 }
 
 /// R4: what was sent again had arrived.
-pub(super) fn spurious_retransmits(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+pub(super) fn spurious_retransmits(f: &Facts<'_>) -> Option<Verdict> {
     let [fast, timeout, probes, ..] = f.by_cause;
     if f.spurious == 0 || f.spurious * 2 < f.retransmits || (fast + timeout == 0 && probes < 3) {
         return None;
@@ -160,7 +159,7 @@ pub(super) fn spurious_retransmits(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 }
 
 /// S4, R2, R3: segments are lost.
-pub(super) fn loss(f: &Facts<'_>, _: u32) -> Option<Verdict> {
+pub(super) fn loss(f: &Facts<'_>) -> Option<Verdict> {
     let lost = f.needed_retransmits();
     let [_, _, recovery_us, loss_us] = f.ca_us;
     let repairing_us = recovery_us + loss_us;
@@ -213,8 +212,8 @@ pub(super) fn loss(f: &Facts<'_>, _: u32) -> Option<Verdict> {
 }
 
 /// L1: the peer is done, and this end's application does not close.
-pub(super) fn close_wait_leak(f: &Facts<'_>, ticks_per_second: u32) -> Option<Verdict> {
-    let quiet_us = f.since_ack_us(ticks_per_second).min(f.since_sent_us(ticks_per_second));
+pub(super) fn close_wait_leak(f: &Facts<'_>) -> Option<Verdict> {
+    let quiet_us = f.since_ack_us.min(f.since_sent_us);
     let pending = f.now.unsent_bytes > 0 || f.now.unacked_bytes > 0;
     if !f.is(TcpState::CloseWait) || pending || quiet_us < FORGOTTEN_US {
         return None;
@@ -238,8 +237,8 @@ pub(super) fn close_wait_leak(f: &Facts<'_>, ticks_per_second: u32) -> Option<Ve
 }
 
 /// L4: this end has closed its direction, and the peer keeps the other one open.
-pub(super) fn half_closed(f: &Facts<'_>, ticks_per_second: u32) -> Option<Verdict> {
-    let quiet_us = f.since_ack_us(ticks_per_second).min(f.since_sent_us(ticks_per_second));
+pub(super) fn half_closed(f: &Facts<'_>) -> Option<Verdict> {
+    let quiet_us = f.since_ack_us.min(f.since_sent_us);
     if !f.is(TcpState::FinWait2) || quiet_us < FORGOTTEN_US {
         return None;
     }

@@ -119,15 +119,13 @@ async fn explain(State(pages): State<Pages>, uri: Uri) -> Result<Response, Respo
     let (filter, time, all) = asked(&uri).map_err(Refusal::into_response)?;
     let before = match time {
         Some(time) => {
-            let before = pages.listing().await?;
+            let before = pages.answer(Ask::Explain).await?;
             tokio::time::sleep(time).await;
             Some(before)
         }
         None => None,
     };
-    // A snapshot first: it brings the namespaces up to date.
-    pages.snapshot().await?;
-    let now = pages.listing().await?;
+    let now = pages.answer(Ask::Explain).await?;
     let sight = Sight { now, before, ticks_per_second: sys::ticks_per_second() };
     let text = pages.in_turn(move || sight.lines(filter.as_ref(), all)).await?;
     Ok(([LINES], text).into_response())

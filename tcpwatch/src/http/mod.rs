@@ -38,6 +38,7 @@ use crate::api::Listing;
 use crate::api::event::Event;
 use crate::api::interest::Interests;
 use crate::api::listener::Listener;
+use crate::explain::Picture;
 use crate::metrics::{CONTENT_TYPE, Exporter, MetricsError};
 use crate::storm::Change;
 
@@ -78,6 +79,8 @@ pub(crate) enum Ask {
     Snapshot(Refresh),
     /// The connection table of this moment.
     Connections(oneshot::Sender<Listing>),
+    /// What an explanation is made of.
+    Explain(oneshot::Sender<Picture>),
     /// The listeners of this moment.
     Listeners(oneshot::Sender<Vec<Listener>>),
     /// The resets of this moment, with the counters of the same.
