@@ -1,5 +1,6 @@
 //! The connection table: the newest record of each connection, bounded. It holds detail, never a total.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -12,6 +13,8 @@ use super::snapshot::TableStats;
 /// Connections by cookie; the one heard of longest ago goes first.
 pub(crate) struct ConnTable {
     connections: LruCache<u64, Arc<ConnRecord>>,
+    /// The owners of those that no process holds any more, by cookie: few, and asked for every second.
+    orphans: HashMap<u64, u32>,
     evicted: u64,
 }
 
@@ -20,12 +23,16 @@ impl ConnTable {
     pub(crate) fn new(capacity: usize) -> Self {
         let mut connections = LruCache::unbounded();
         connections.resize(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN));
-        Self { connections, evicted: 0 }
+        Self { connections, orphans: HashMap::new(), evicted: 0 }
     }
 
     /// Keeps the newest reading of a connection.
     pub(crate) fn update(&mut self, record: &ConnRecord) {
-        let full = self.connections.len() == self.connections.cap().get();
+        if record.owner_flags & ORPHAN == 0 {
+            self.orphans.remove(&record.cookie);
+        } else {
+            self.orphans.insert(record.cookie, record.pid);
+        }
         if let Some(known) = self.connections.get_mut(&record.cookie) {
             match Arc::get_mut(known) {
                 Some(known) => *known = *record,
@@ -34,8 +41,10 @@ impl ConnTable {
             }
             return;
         }
-        self.evicted += u64::from(full);
-        self.connections.push(record.cookie, Arc::new(*record));
+        if let Some((evicted, _)) = self.connections.push(record.cookie, Arc::new(*record)) {
+            self.orphans.remove(&evicted);
+            self.evicted += 1;
+        }
     }
 
     /// The newest record of a connection.
@@ -46,12 +55,12 @@ impl ConnTable {
     /// Forgets a connection that ended.
     pub(crate) fn remove(&mut self, cookie: u64) {
         self.connections.pop(&cookie);
+        self.orphans.remove(&cookie);
     }
 
     /// The owners of connections that no process holds any more.
     pub(crate) fn orphans(&self) -> impl Iterator<Item = u32> {
-        let orphans = self.connections.iter().filter(|(_, record)| record.owner_flags & ORPHAN != 0);
-        orphans.map(|(_, record)| record.pid)
+        self.orphans.values().copied()
     }
 
     /// The newest record of each, shared and not copied.
@@ -83,6 +92,30 @@ mod tests {
         newer.srtt_us = 5;
         table.update(&newer);
         assert_eq!((before[0].srtt_us, table.records()[0].srtt_us), (0, 5));
+    }
+
+    #[test]
+    fn orphans_leave_with_their_connection_and_when_somebody_holds_it_again() {
+        let mut table = ConnTable::new(2);
+        let orphan = |cookie, pid| {
+            let mut record = conn_record(cookie);
+            (record.pid, record.owner_flags) = (pid, ORPHAN);
+            record
+        };
+        let pids = |table: &ConnTable| {
+            let mut pids: Vec<_> = table.orphans().collect();
+            pids.sort_unstable();
+            pids
+        };
+        table.update(&orphan(1, 11));
+        table.update(&orphan(2, 12));
+        assert_eq!(pids(&table), [11, 12]);
+        table.update(&orphan(3, 13));
+        assert_eq!(pids(&table), [12, 13], "the first was evicted");
+        table.update(&conn_record(2));
+        assert_eq!(pids(&table), [13]);
+        table.remove(3);
+        assert_eq!(pids(&table), [0_u32; 0]);
     }
 
     #[test]
