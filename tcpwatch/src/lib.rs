@@ -26,6 +26,7 @@ mod meaning;
 mod metrics;
 mod objects;
 mod privileges;
+mod proc_net;
 mod record;
 mod recording;
 mod reload;

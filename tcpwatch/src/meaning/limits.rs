@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::proc_net::in_line;
+
 /// What was read; `None` where the kernel does not have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -31,9 +33,9 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Of the namespace that the thread is in.
-    pub(crate) fn of_thread() -> Self {
-        Self::read(Path::new("/proc/sys/net"), Path::new("/proc/thread-self/net"))
+    /// Of the namespace that the thread is in, whose /proc/net/sockstat is given.
+    pub(crate) fn of_thread(sockstat: &str) -> Self {
+        Self::read(Path::new("/proc/sys/net"), sockstat)
     }
 
     /// The same with what belongs to the whole host, which other namespaces do not show: `host` was read in our own.
@@ -46,19 +48,14 @@ impl Limits {
         }
     }
 
-    /// From these folders.
-    fn read(sys: &Path, net: &Path) -> Self {
+    /// From the settings in a folder, and the levels.
+    fn read(sys: &Path, sockstat: &str) -> Self {
         let numbers = |name: &str| -> Vec<u64> {
             let text = fs::read_to_string(sys.join(name)).unwrap_or_default();
             text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
         };
         let number = |name| numbers(name).first().copied();
-        let sockstat = fs::read_to_string(net.join("sockstat")).unwrap_or_default();
-        let level = |name: &str| {
-            let mut words = sockstat.lines().find(|line| line.starts_with("TCP:"))?.split_ascii_whitespace();
-            words.find(|word| *word == name)?;
-            words.next()?.parse().ok()
-        };
+        let level = |name| in_line(sockstat, "TCP:", name);
         Self {
             abort_on_overflow: number("ipv4/tcp_abort_on_overflow"),
             somaxconn: number("core/somaxconn"),
@@ -100,9 +97,8 @@ mod tests {
         fs::create_dir_all(folder.path().join("ipv4")).unwrap();
         fs::write(folder.path().join("ipv4/tcp_mem"), "1\t2\t3\n").unwrap();
         fs::write(folder.path().join("ipv4/tcp_abort_on_overflow"), "1\n").unwrap();
-        fs::write(folder.path().join("sockstat"), "sockets: used 9\nTCP: inuse 4 orphan 7 tw 0 alloc 5 mem 11\n")
-            .unwrap();
-        let limits = Limits::read(folder.path(), folder.path());
+        let sockstat = "sockets: used 9\nTCP: inuse 4 orphan 7 tw 0 alloc 5 mem 11\n";
+        let limits = Limits::read(folder.path(), sockstat);
         let expected = Limits {
             abort_on_overflow: Some(1),
             orphans: Some(7),

@@ -11,6 +11,7 @@ use crate::aggregate::snapshot::{Compared, NamespaceStats};
 use crate::kernel::iterate::within;
 use crate::kernel::maps::ByNamespace;
 use crate::meaning::Limits;
+use crate::proc_net::{in_line, in_table};
 use crate::sys;
 
 /// Attempts to read our counters while the kernel's stand still.
@@ -26,19 +27,20 @@ struct Raw {
 }
 
 impl Raw {
-    /// Reads them in the namespace that the thread is in.
-    fn read() -> io::Result<Self> {
+    /// Reads them in the namespace that the thread is in; also the text of netstat, which has more that is of use.
+    fn read() -> io::Result<(Self, String)> {
         let snmp = fs::read_to_string("/proc/thread-self/net/snmp")?;
         let netstat = fs::read_to_string("/proc/thread-self/net/netstat")?;
         // Absent where IPv6 is switched off.
         let snmp6 = fs::read_to_string("/proc/thread-self/net/snmp6").unwrap_or_default();
         let missing = |name| io::Error::other(format!("/proc/net/snmp has no {name}"));
-        Ok(Self {
+        let raw = Self {
             retransmitted: in_table(&snmp, "Tcp:", "RetransSegs").ok_or_else(|| missing("RetransSegs"))?,
             resets: in_table(&snmp, "Tcp:", "OutRsts").ok_or_else(|| missing("OutRsts"))?,
             aborts_failed: in_table(&netstat, "TcpExt:", "TCPAbortFailed").unwrap_or(0),
             no_routes: in_line(&snmp6, "", "Ip6OutNoRoutes").unwrap_or(0),
-        })
+        };
+        Ok((raw, netstat))
     }
 }
 
@@ -50,18 +52,19 @@ struct Pair {
 }
 
 impl Pair {
-    /// Reads ours between two readings of the kernel's that agree; `None` when they never do.
-    fn read(inode: u32, ours: &ByNamespace) -> io::Result<Option<Self>> {
-        let mut before = Raw::read()?;
+    /// Reads ours between two readings of the kernel's that agree; `None` when they never do. Also the last netstat.
+    fn read(inode: u32, ours: &ByNamespace) -> io::Result<(Option<Self>, String)> {
+        let (mut before, mut netstat) = Raw::read()?;
         for _ in 0..ATTEMPTS {
             let ours = ours.read(inode).map_err(io::Error::other)?;
-            let kernel = Raw::read()?;
+            let kernel;
+            (kernel, netstat) = Raw::read()?;
             if kernel == before {
-                return Ok(Some(Self { kernel, ours }));
+                return Ok((Some(Self { kernel, ours }), netstat));
             }
             before = kernel;
         }
-        Ok(None)
+        Ok((None, netstat))
     }
 
     /// What came since `base`; `None` when a counter went down: the namespace is another one.
@@ -103,13 +106,14 @@ impl Watched {
     /// Reads what the kernel counts in the namespace at `path`.
     pub(super) fn look(&mut self, path: &Path, ours: &ByNamespace, host: &Limits) -> io::Result<()> {
         let inode = self.stats.netns;
-        let (cookie, pair, limits, sockstat, netstat, ports) = within(path, || {
+        let (cookie, (pair, netstat), sockstat, limits, ports) = within(path, || {
+            let sockstat = fs::read_to_string("/proc/thread-self/net/sockstat")?;
+            let limits = Limits::of_thread(&sockstat);
             Ok((
                 sys::netns_cookie().unwrap_or(0),
                 Pair::read(inode, ours)?,
-                Limits::of_thread(),
-                fs::read_to_string("/proc/thread-self/net/sockstat")?,
-                fs::read_to_string("/proc/thread-self/net/netstat")?,
+                sockstat,
+                limits,
                 fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default(),
             ))
         })?;
@@ -136,34 +140,9 @@ impl Watched {
     }
 }
 
-/// `TCP: inuse 5 orphan 0 tw 2 …`
-fn in_line(text: &str, line: &str, name: &str) -> Option<u64> {
-    let mut words = text.lines().filter_map(|l| l.strip_prefix(line)).flat_map(str::split_ascii_whitespace);
-    words.find(|word| *word == name)?;
-    words.next()?.parse().ok()
-}
-
-/// Two lines with the same beginning: names, then values.
-fn in_table(text: &str, line: &str, name: &str) -> Option<u64> {
-    let mut lines = text.lines().filter_map(|l| l.strip_prefix(line));
-    let column = lines.next()?.split_ascii_whitespace().position(|word| word == name)?;
-    lines.next()?.split_ascii_whitespace().nth(column)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counters_are_found_by_name() {
-        let sockstat = "sockets: used 290\nTCP: inuse 5 orphan 1 tw 17 alloc 9 mem 1\nUDP: inuse 2\n";
-        assert_eq!(in_line(sockstat, "TCP:", "tw"), Some(17));
-        assert_eq!(in_line(sockstat, "TCP:", "nothing"), None);
-        assert_eq!(in_line("Ip6OutForwDatagrams 3\nIp6OutNoRoutes \t 9\n", "", "Ip6OutNoRoutes"), Some(9));
-        let netstat = "TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 0 3 4\nIpExt: InOctets\nIpExt: 1\n";
-        assert_eq!(in_table(netstat, "TcpExt:", "ListenOverflows"), Some(3));
-        assert_eq!(in_table(netstat, "TcpExt:", "Nothing"), None);
-    }
 
     fn pair(retransmitted: u64, resets: u64, ours: [u64; 2]) -> Pair {
         Pair { kernel: Raw { retransmitted, resets, ..Raw::default() }, ours }

@@ -95,7 +95,8 @@ impl Surroundings {
             self.searched_ns = now;
         }
         let order = self.known.range(self.next..).chain(self.known.range(..self.next));
-        let host = Limits::of_thread();
+        // Only settings of the whole host are taken from it, no levels.
+        let host = Limits::of_thread("");
         let mut last = None;
         for (inode, path) in order.take(VISITS) {
             let watched = self.watched.entry(*inode).or_insert_with(|| Watched::new(*inode));
