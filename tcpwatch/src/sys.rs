@@ -151,3 +151,14 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
     };
     if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Does the work of a command on a runtime of its own. What still waits at the end, for the keyboard say, is left behind.
+pub(crate) fn run_command<T, E>(
+    failed: impl FnOnce(io::Error) -> E,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
+}

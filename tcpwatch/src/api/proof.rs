@@ -100,11 +100,7 @@ fn sides(compared: &Compared) -> (Sides, Sides) {
 
 fn retransmit_gaps(sides: Sides, lost: &[Lost]) -> Vec<Gap> {
     let fewer = [
-        Candidate {
-            name: "recursion",
-            most: sum(lost, |lost| lost.place == "recursion" && lost.program.contains("retransmit")),
-            sentence: "the kernel did not run our program because it was running on that CPU already",
-        },
+        recursion(lost, "retransmit"),
         Candidate {
             name: "allocation",
             most: sum(lost, |lost| lost.place == "storage"),
@@ -117,11 +113,7 @@ fn retransmit_gaps(sides: Sides, lost: &[Lost]) -> Vec<Gap> {
 
 fn reset_gaps(sides: Sides, compared: &Compared, lost: &[Lost]) -> Vec<Gap> {
     let fewer = [
-        Candidate {
-            name: "recursion",
-            most: sum(lost, |lost| lost.place == "recursion" && lost.program.contains("reset")),
-            sentence: "the kernel did not run our program because it was running on that CPU already",
-        },
+        recursion(lost, "reset"),
         Candidate {
             name: "allocation",
             most: compared.kernel_aborts_failed,
@@ -135,6 +127,15 @@ fn reset_gaps(sides: Sides, compared: &Compared, lost: &[Lost]) -> Vec<Gap> {
         sentence: "an IPv6 RST without a route back (Ip6OutNoRoutes): none was sent, and the kernel does not count it",
     }];
     gaps("resets_sent", sides, &fewer, &more)
+}
+
+/// Of the programs whose names have `word` in them.
+fn recursion(lost: &[Lost], word: &str) -> Candidate {
+    Candidate {
+        name: "recursion",
+        most: sum(lost, |lost| lost.place == "recursion" && lost.program.contains(word)),
+        sentence: "the kernel did not run our program because it was running on that CPU already",
+    }
 }
 
 fn table(lost: &[Lost]) -> Candidate {

@@ -1,4 +1,4 @@
-//! Names that processes gave themselves, made fit for a terminal and for JSON.
+//! Words for people: names that processes gave themselves, made fit for a terminal and for JSON, and times.
 
 use std::fmt::Write as _;
 
@@ -19,6 +19,16 @@ pub(crate) fn printable(name: &[u8]) -> String {
         }
     }
     shown
+}
+
+/// A time as people say it.
+pub(crate) fn time(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..60_000 => format!("{:.1} s", ms as f64 / 1e3),
+        60_000..3_600_000 => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1000),
+        _ => format!("{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
+    }
 }
 
 fn escape_byte(shown: &mut String, byte: u8) {

@@ -11,6 +11,7 @@ use crate::cli;
 use crate::client::ClientError;
 use crate::config::Resolved;
 use crate::filter::{Filter, FilterError};
+use crate::sys;
 use crate::top::{self, TopError};
 
 /// `tcpwatch explain`.
@@ -61,20 +62,14 @@ impl ExplainError {
 /// Explains at once, and then what happened in a time, if one is given.
 pub(crate) fn run(resolved: &Resolved, args: &Args) -> Result<(), ExplainError> {
     let filter = Filter::of_words(&args.words)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| ExplainError::System("start the runtime", error))?;
-    let done = runtime.block_on(async {
+    sys::run_command(|error| ExplainError::System("start the runtime", error), async {
         let (mut client, _) = top::source(resolved).await?;
         print(&client.explain(filter.as_ref(), None, args.all).await?, args)?;
         if args.time.is_some() {
             print(&client.explain(filter.as_ref(), args.time, args.all).await?, args)?;
         }
         Ok(())
-    });
-    runtime.shutdown_background();
-    done
+    })
 }
 
 fn print(explained: &[Explained], args: &Args) -> Result<(), ExplainError> {

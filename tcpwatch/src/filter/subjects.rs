@@ -1,5 +1,5 @@
 //! What filters are asked of: records of the kernel, before a word is made of them, and connections as the API shows
-//! them. Both know the same.
+//! them. Both know the same. Resets as the API shows them, too.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -13,6 +13,7 @@ use crate::aggregate::owners::{self, Names};
 use crate::aggregate::snapshot::Service;
 use crate::api::connection::Connection;
 use crate::api::owner::Owner;
+use crate::api::resets::Reset;
 use crate::api::{Moment, ends, state_name, text::printable};
 use crate::cgroup::Cgroup;
 
@@ -125,6 +126,39 @@ impl Subject for Connection {
             Fact::Unsent => Some(self.unsent_bytes.into()),
             Fact::Unacked => Some(self.unacked_bytes.into()),
             Fact::Mss => Some(self.mss_bytes.into()),
+            _ => None,
+        };
+        number.map(Value::Number)
+    }
+}
+
+impl Subject for Reset {
+    fn fact(&self, fact: Fact) -> Option<Value<'_>> {
+        if fact.is_of_owner() {
+            return self.owner.as_ref()?.fact(fact);
+        }
+        let socket = self.socket.as_ref();
+        let number = match fact {
+            Fact::Local => return self.local_address.map(Value::Address),
+            Fact::Peer => return self.remote_address.map(Value::Address),
+            Fact::State => return borrowed(self.state.as_deref()?),
+            Fact::Cause => return borrowed(self.cause.as_deref()?),
+            Fact::Origin => return borrowed(self.origin.as_deref()?),
+            Fact::Reason => return borrowed(self.reason.as_deref()?),
+            Fact::Kind => return name(Cow::Owned(format!("reset_{}", self.direction))),
+            Fact::LocalPort => self.local_port.map(u64::from),
+            Fact::PeerPort => self.remote_port.map(u64::from),
+            Fact::Netns => Some(self.netns.into()),
+            Fact::Cookie => self.cookie,
+            Fact::Age => self.age_ms.map(|ms| ms * 1000),
+            Fact::Srtt => socket.and_then(|socket| socket.srtt_us).map(u64::from),
+            Fact::Cwnd => socket.map(|socket| socket.cwnd_segments.into()),
+            Fact::Retransmits => socket.map(|socket| socket.retransmits_total.into()),
+            Fact::Sent => socket.map(|socket| socket.sent_bytes),
+            Fact::Received => socket.map(|socket| socket.received_bytes),
+            Fact::Unread => socket.map(|socket| socket.unread_bytes.into()),
+            Fact::Unsent => socket.map(|socket| socket.unsent_bytes.into()),
+            Fact::Unacked => socket.map(|socket| socket.unacked_bytes.into()),
             _ => None,
         };
         number.map(Value::Number)

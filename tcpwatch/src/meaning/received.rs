@@ -1,6 +1,7 @@
 //! Resets that ended a connection from the other side. Who made them cannot be seen from here: the sentences say so.
 
-use super::{Facts, Meaning, bytes, time};
+use super::{Facts, Meaning, bytes};
+use crate::api::text::time;
 
 pub(super) fn meaning(facts: &Facts<'_>) -> Meaning {
     let meaning = match facts.state {

@@ -1,7 +1,8 @@
 //! Resets that this host sent, by cause.
 
 use super::limits::{Limits, change, setting, value};
-use super::{Facts, Meaning, bytes, time};
+use super::{Facts, Meaning, bytes};
+use crate::api::text::time;
 
 const ABORT_ON_OVERFLOW: &str = "net.ipv4.tcp_abort_on_overflow";
 const SOMAXCONN: &str = "net.core.somaxconn";

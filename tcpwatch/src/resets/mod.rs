@@ -18,6 +18,7 @@ use crate::cli::{self, ResetsArgs};
 use crate::client::ClientError;
 use crate::config::Resolved;
 use crate::filter::{Filter, FilterError};
+use crate::sys;
 use crate::top::{self, TopError};
 
 /// Why there is no answer.
@@ -70,8 +71,7 @@ pub(crate) fn run(resolved: &Resolved, args: &ResetsArgs) -> Result<(), ResetsEr
     let filter = Filter::of_words(&args.words)?;
     // What cannot be written is told before somebody has waited for it.
     let picture = args.flamegraph.as_deref().map(flame::Picture::begin).transpose()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start"))?;
-    let mut resets = runtime.block_on(async {
+    let mut resets = sys::run_command(failed("start"), async {
         let (mut client, own) = top::source(resolved).await?;
         match args.duration {
             None if !own => {}
@@ -85,7 +85,6 @@ pub(crate) fn run(resolved: &Resolved, args: &ResetsArgs) -> Result<(), ResetsEr
         }
         Ok::<_, ResetsError>(client.resets().await?)
     })?;
-    runtime.shutdown_background();
     if let Some(filter) = &filter {
         let kept = select::select(&mut resets, filter);
         let _nobody_reads = writeln!(

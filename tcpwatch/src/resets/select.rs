@@ -1,9 +1,7 @@
 //! What an expression selects among resets: the evidence that is kept, and the causes and stacks that occur in it.
 
-use std::borrow::Cow;
-
-use crate::api::resets::{Reset, Resets};
-use crate::filter::{Fact, Filter, Subject, Value};
+use crate::api::resets::Resets;
+use crate::filter::Filter;
 
 /// Keeps what `filter` selects; tells how many resets it chose from.
 pub(super) fn select(resets: &mut Resets, filter: &Filter) -> usize {
@@ -18,40 +16,6 @@ pub(super) fn select(resets: &mut Resets, filter: &Filter) -> usize {
     resets.reasons.retain(|reason| newest.iter().any(|reset| reset.reason.as_ref() == Some(&reason.reason)));
     resets.stacks.retain(|stack| newest.iter().any(|reset| reset.stack.as_ref() == Some(&stack.stack)));
     kept
-}
-
-impl Subject for Reset {
-    fn fact(&self, fact: Fact) -> Option<Value<'_>> {
-        if fact.is_of_owner() {
-            return self.owner.as_ref()?.fact(fact);
-        }
-        let text = |text: &'_ Option<String>| text.clone().map(|text| Value::Text(Cow::Owned(text)));
-        let socket = self.socket.as_ref();
-        let number = match fact {
-            Fact::Local => return self.local_address.map(Value::Address),
-            Fact::Peer => return self.remote_address.map(Value::Address),
-            Fact::State => return text(&self.state),
-            Fact::Cause => return text(&self.cause),
-            Fact::Origin => return text(&self.origin),
-            Fact::Reason => return text(&self.reason),
-            Fact::Kind => return Some(Value::Text(Cow::Owned(format!("reset_{}", self.direction)))),
-            Fact::LocalPort => self.local_port.map(u64::from),
-            Fact::PeerPort => self.remote_port.map(u64::from),
-            Fact::Netns => Some(self.netns.into()),
-            Fact::Cookie => self.cookie,
-            Fact::Age => self.age_ms.map(|ms| ms * 1000),
-            Fact::Srtt => socket.and_then(|socket| socket.srtt_us).map(u64::from),
-            Fact::Cwnd => socket.map(|socket| socket.cwnd_segments.into()),
-            Fact::Retransmits => socket.map(|socket| socket.retransmits_total.into()),
-            Fact::Sent => socket.map(|socket| socket.sent_bytes),
-            Fact::Received => socket.map(|socket| socket.received_bytes),
-            Fact::Unread => socket.map(|socket| socket.unread_bytes.into()),
-            Fact::Unsent => socket.map(|socket| socket.unsent_bytes.into()),
-            Fact::Unacked => socket.map(|socket| socket.unacked_bytes.into()),
-            _ => None,
-        };
-        number.map(Value::Number)
-    }
 }
 
 #[cfg(test)]

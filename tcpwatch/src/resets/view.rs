@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use crate::api::owner::Owner;
 use crate::api::resets::{CauseTotal, OwnerCount, Reset, Resets, Socket};
+use crate::api::text::time;
 
 /// The newest that are shown; `--json` has all of them.
 const NEWEST: usize = 10;
@@ -156,15 +157,6 @@ fn of_socket(socket: &Socket) -> Vec<String> {
         facts.push("no process holds the socket".to_owned());
     }
     facts
-}
-
-fn time(ms: u64) -> String {
-    match ms {
-        0..1_000 => format!("{ms} ms"),
-        1_000..60_000 => format!("{:.1} s", ms as f64 / 1e3),
-        60_000..3_600_000 => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1000),
-        _ => format!("{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
-    }
 }
 
 #[cfg(test)]

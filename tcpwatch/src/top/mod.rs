@@ -20,6 +20,7 @@ use crate::client::{Client, ClientError};
 use crate::config::{Config, Origin, Resolved};
 use crate::daemon::{self, DaemonError};
 use crate::filter::{Filter, FilterError};
+use crate::sys;
 
 /// Why there is no view.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +64,7 @@ pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str, expr: &[String]) 
     if !once && !terminal {
         return Err(TopError::NoTerminal);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(TopError::Terminal)?;
-    let ended = runtime.block_on(async {
+    sys::run_command(TopError::Terminal, async {
         let (mut client, _) = source(resolved).await?;
         if once {
             let picture = picture(&mut client, column.name, None, filter.as_ref()).await?;
@@ -72,10 +72,7 @@ pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str, expr: &[String]) 
         }
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         term::show(App::new(column).filtered(&expr.join(" ")), client, colour).await.map_err(TopError::Terminal)
-    });
-    // What reads the keyboard may still wait for one.
-    runtime.shutdown_background();
-    ended
+    })
 }
 
 /// The daemon, or programs of our own where there is none, and whether it is these. Whoever names a socket wants that one.

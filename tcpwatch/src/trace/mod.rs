@@ -19,6 +19,7 @@ use crate::client::{ClientError, Events};
 use crate::config::Resolved;
 use crate::filter::{Filter, FilterError};
 use crate::http::events::Notice;
+use crate::sys;
 use crate::top::{self, TopError};
 
 /// How often it is looked whether somebody still reads.
@@ -91,11 +92,7 @@ impl TraceError {
 /// Prints events until the time is over, a signal comes or nobody reads any more.
 pub(crate) fn run(resolved: &Resolved, args: &Args) -> Result<(), TraceError> {
     let (kinds, filter) = args.wanted()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| TraceError::System("start the runtime", error))?;
-    let traced = runtime.block_on(async {
+    sys::run_command(|error| TraceError::System("start the runtime", error), async {
         let (client, _) = top::source(resolved).await?;
         let events = client.events(kinds, filter.as_ref(), args.duration).await?;
         // Whatever happens from now on is told.
@@ -108,9 +105,7 @@ pub(crate) fn run(resolved: &Resolved, args: &Args) -> Result<(), TraceError> {
         let mut printer = Printer { out: out.lock(), json: args.json, colour, left_out: LeftOut::default() };
         let traced = follow(events, args.duration, &mut printer).await;
         printer.finish().and(traced)
-    });
-    runtime.shutdown_background();
-    traced
+    })
 }
 
 async fn follow(
