@@ -21,7 +21,7 @@ use crate::maps::{DISTS, EVENTS, GAUGES, GROUPS, LOSSES, NAMESPACES, SERVICES, S
 use crate::sock::{TcpSock, jiffies};
 
 /// Only if it is not there, include/uapi/linux/bpf.h.
-const BPF_NOEXIST: u64 = 1;
+pub const BPF_NOEXIST: u64 = 1;
 
 /// The counters of one group.
 pub struct Group(*mut u64);
@@ -355,6 +355,18 @@ pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction) {
     conn.begun = 1;
 }
 
+/// Time in Disorder, CWR, Recovery and Loss up to this moment, µs.
+#[inline(always)]
+pub fn congestion_times(conn: &Conn, now_us: u32) -> [u32; 4] {
+    let mut times = conn.ca_us;
+    if conn.ca_state != ca_state::OPEN {
+        // Wraps after 71 minutes, longer than any recovery lasts.
+        let index = usize::from(conn.ca_state - 1) & 3;
+        times[index] = times[index].wrapping_add(now_us.wrapping_sub(conn.ca_since_us));
+    }
+    times
+}
+
 /// Remembers that a connection moved from one state to another.
 #[inline(always)]
 pub fn remember_state(conn: &mut Conn, old: u8, new: u8) {
@@ -412,12 +424,7 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
     sock.write_key(&mut key);
     let now = limits::jiffies32();
     let (zero_windows, zero_jiffies) = limits::zero_windows(sock, conn, now);
-    let mut ca_us = conn.ca_us;
-    if conn.ca_state != ca_state::OPEN {
-        let spent = ((now_ns() / 1000) as u32).wrapping_sub(conn.ca_since_us);
-        let index = usize::from(conn.ca_state - 1) & 3;
-        ca_us[index] = ca_us[index].wrapping_add(spent);
-    }
+    let ca_us = congestion_times(conn, (now_ns() / 1000) as u32);
     let busy = if sock.app_limited() != 0 { application::LIMITS_NOW } else { 0 };
     let rate = if sock.rate_app_limited() { application::LIMITED_RATE } else { 0 };
     // SAFETY: a field of the record, of 16 bytes.

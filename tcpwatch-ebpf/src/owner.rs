@@ -6,7 +6,7 @@ use tcpwatch_common::counters::setting;
 use tcpwatch_common::owner::OwnerKind;
 
 use crate::config::LAYOUT;
-use crate::kernel::field;
+use crate::kernel::{cgroup_id, field, pointer};
 use crate::maps::SETTINGS;
 
 /// `PF_KTHREAD`, include/linux/sched.h.
@@ -25,14 +25,13 @@ impl Owner {
     /// The process of a task. Its name is that of the first thread: others name themselves after what they do.
     #[inline(always)]
     pub fn of(task: *const u8) -> Self {
-        let task = task as u64;
-        let leader: u64 = field(task, &LAYOUT.task_leader);
-        let leader = if leader == 0 { task } else { leader };
-        let cgroup: u64 = field(field(task, &LAYOUT.task_cgroups), &LAYOUT.css_set_cgroup);
+        let leader = pointer(task, &LAYOUT.task_leader);
+        let leader = if leader.is_null() { task } else { leader };
+        let cgroup = pointer(pointer(task, &LAYOUT.task_cgroups), &LAYOUT.css_set_cgroup);
         Self {
             pid: field(task, &LAYOUT.task_tgid),
-            uid: field(field(leader, &LAYOUT.task_cred), &LAYOUT.cred_euid),
-            cgroup: field(field(cgroup, &LAYOUT.cgroup_node), &LAYOUT.cgroup_node_id),
+            uid: field(pointer(leader, &LAYOUT.task_cred), &LAYOUT.cred_euid),
+            cgroup: cgroup_id(cgroup),
             comm: field(leader, &LAYOUT.task_comm),
         }
     }
@@ -71,7 +70,7 @@ impl Owner {
 #[inline(always)]
 pub fn kernel_thread() -> bool {
     // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() };
+    let task = unsafe { bpf_get_current_task() } as *const u8;
     field::<u32>(task, &LAYOUT.task_flags) & PF_KTHREAD != 0
 }
 

@@ -287,13 +287,7 @@ impl TcpSock {
     /// Id of the control group of who made the socket, or the listener it came from; 0 when it is not known.
     #[inline(always)]
     pub fn cgroup(self) -> u64 {
-        let (node, id) = (offset(&LAYOUT.cgroup_node), offset(&LAYOUT.cgroup_node_id));
-        let cgroup: u64 = self.read_pointer(&LAYOUT.sk_cgroup);
-        if cgroup == 0 || node == ABSENT || id == ABSENT {
-            return 0;
-        }
-        let Some(node) = kernel::copy::<u64>(cgroup, node) else { return 0 };
-        kernel::copy(node, id).unwrap_or(0)
+        kernel::cgroup_id(self.read_pointer(&LAYOUT.sk_cgroup) as *const u8)
     }
 
     #[inline(always)]

@@ -20,11 +20,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
         return;
     }
     let now_us = (now_ns() / 1000) as u32;
-    if conn.ca_state != ca_state::OPEN {
-        // Wraps after 71 minutes, longer than any recovery lasts.
-        let index = usize::from(conn.ca_state - 1) & 3;
-        conn.ca_us[index] = conn.ca_us[index].wrapping_add(now_us.wrapping_sub(conn.ca_since_us));
-    }
+    conn.ca_us = emit::congestion_times(conn, now_us);
     needless(sock, conn, new);
     match new {
         ca_state::RECOVERY => conn.recoveries[0] += 1,

@@ -6,12 +6,10 @@
 //! value of the program's own, as it and the headers would not both fit the stack.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_log_ebpf::debug;
-use core::mem::MaybeUninit;
 use tcpwatch_common::close::CloseCause;
 use tcpwatch_common::counters::{Loss, bucket, group, netns, reason as reason_word, slot};
-use tcpwatch_common::layout::{ABSENT, Field};
+use tcpwatch_common::layout::ABSENT;
 use tcpwatch_common::record::{Kind, ResetRecord};
 use tcpwatch_common::reset::{REASONS, ReasonHint, ResetFacts, ResetOrigin, cause, known};
 use tcpwatch_common::state::{Direction, TcpState};
@@ -20,6 +18,7 @@ use super::stack::Stack;
 use crate::add::atomic_add;
 use crate::config::{LAYOUT, REASON_HINTS, offset, watched};
 use crate::emit::{self, Group};
+use crate::kernel::{copy, copy_to, field};
 use crate::maps::{self, CLOSING, Closing, EVENTS, RESET_SCRATCH};
 use crate::sock::{AF_INET6, direction_by_port, is_mapped, jiffies, mapped};
 
@@ -66,31 +65,6 @@ pub struct Call {
     pub reason: u32,
     /// Active or passive.
     pub origin: ResetOrigin,
-}
-
-#[inline(always)]
-fn copy<T: Copy>(base: *const u8, at: usize) -> Option<T> {
-    let mut value = MaybeUninit::<T>::uninit();
-    if !copy_to(value.as_mut_ptr(), base, at) {
-        return None;
-    }
-    // SAFETY: filled when the helper did not fail; every T is an integer or an array of them.
-    Some(unsafe { value.assume_init() })
-}
-
-#[inline(always)]
-fn copy_to<T>(to: *mut T, base: *const u8, at: usize) -> bool {
-    // SAFETY: the helper checks the kernel address, and fills the value or fails; a wrong address is no fault.
-    unsafe { bpf_probe_read_kernel(to.cast(), size_of::<T>() as u32, base.wrapping_add(at).cast()) == 0 }
-}
-
-#[inline(always)]
-fn field<T: Copy + Default>(base: *const u8, field: &'static Field) -> T {
-    let at = offset(field);
-    if at == ABSENT {
-        return T::default();
-    }
-    copy(base, usize::from(at)).unwrap_or_default()
 }
 
 /// A RST is being sent.

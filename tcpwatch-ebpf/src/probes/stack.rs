@@ -15,8 +15,6 @@ use crate::config::{STACK_CUTS, STACK_FRAMES, STACK_PATHS, frozen};
 use crate::emit;
 use crate::maps::{STACK_SCRATCH, STACKS};
 
-/// `BPF_NOEXIST`.
-const NO_EXIST: u64 = 1;
 /// Spreads the bits of an address over the hash; an odd number without a pattern.
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -82,7 +80,7 @@ impl Stack {
         (entry.origin, entry.cause) = (origin as u8, cause as u8);
         entry.reserved = [0; 6];
         let entry: &StackCount = entry;
-        if STACKS.insert(key, entry, NO_EXIST).is_ok() {
+        if STACKS.insert(key, entry, emit::BPF_NOEXIST).is_ok() {
             return key;
         }
         // Another CPU was first, or the table is full.
