@@ -221,8 +221,10 @@ pub mod setting {
     pub const ADOPT: u32 = 1;
     /// Number of the pass over the files of all processes, see [`crate::owner::on_file`].
     pub const FILES_PASS: u32 = 2;
+    /// Whether the reading iterator calls the roll: it tells the cookie of every connection, 8 bytes, and nothing else.
+    pub const ROLL_CALL: u32 = 3;
     /// Words in all.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 /// Programs that emit records under a limit of their own; the index into the map of token buckets.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tcpwatch_common::counters::Loss;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{MissedTickBehavior, sleep};
@@ -34,6 +35,7 @@ use crate::source::listeners;
 use crate::source::names::NameService;
 use crate::source::namespaces::Surroundings;
 use crate::source::ringbuf::{Batch, RingSource};
+use crate::source::roll_call::RollCall;
 use crate::source::stacks::Stacks;
 use crate::storm::hook::HookError;
 use crate::storm::mute::Mute;
@@ -369,6 +371,9 @@ pub(crate) struct Daemon {
     facts: Facts,
     governor: Governor,
     walker: Walker,
+    roll_call: RollCall,
+    /// Records lost, and runs withheld, at the last reading.
+    lost: u64,
     surroundings: Surroundings,
     names: NameService,
     hz: u32,
@@ -426,6 +431,8 @@ impl Daemon {
             facts: beginning.facts,
             governor,
             walker: Walker::new(),
+            roll_call: RollCall::default(),
+            lost: 0,
             surroundings: Surroundings::new(config, options(config)?.netns),
             names: NameService::start(),
             hz: kernel.hz,
@@ -497,6 +504,7 @@ impl Daemon {
     /// To be called every [`TICK`], before the counters are read.
     pub(crate) fn every_tick(&mut self) -> Result<(), DaemonError> {
         self.walker.walk(&mut self.inbox, &mut self.maps, &mut self.ebpf, self.governor.interval);
+        self.roll_call.call(&mut self.inbox, &mut self.maps, &self.ebpf, self.lost);
         let owners = self.inbox.intake.aggregator().owners_of_orphans();
         let ended = |pid: u32| Wanted { what: Named::Ended, number: pid.into(), pid };
         self.names.ask(owners.into_iter().map(ended).collect());
@@ -561,6 +569,10 @@ impl Daemon {
             compared: self.surroundings.compared(),
             unreadable_namespaces: self.surroundings.unreadable,
         };
+        let withheld = reading.programs.iter().map(|program| program.recursion_misses);
+        // What is throttled is never the end of a connection.
+        let lost = Loss::ALL.iter().zip(&counters.losses).filter(|(loss, _)| loss.place() != "throttled");
+        self.lost = lost.map(|(_, count)| *count).chain(withheld).sum();
         let snapshot = self.inbox.intake.read(&counters, &reading);
         self.tell_storms(&snapshot.storms.changes);
         if let Some(recorder) = self.inbox.intake.recorder() {

@@ -194,8 +194,15 @@ pub unsafe fn storage(ctx: *const StorageContext) {
         write_listener(meta, sock);
         return;
     }
+    if conn.begun == 0 || state == CLOSE || conn.flags & flag::CLOSED != 0 {
+        return;
+    }
+    if SETTINGS.get(setting::ROLL_CALL).is_some_and(|call| *call != 0) {
+        write_cookie(meta, sock.cookie());
+        return;
+    }
     let now = jiffies();
-    if conn.begun == 0 || state == CLOSE || conn.flags & flag::CLOSED != 0 || now < conn.next_emit {
+    if now < conn.next_emit {
         return;
     }
     // An idle connection has nothing to tell, but its time passes.
@@ -220,6 +227,13 @@ fn write_connection(meta: *const Meta, sock: TcpSock, conn: &Conn, state: u8) ->
         emit::write_connection(scratch, sock, conn, &moment);
         bpf_seq_write((*meta).seq.cast(), scratch.cast(), size_of::<ConnRecord>() as u32) == 0
     }
+}
+
+/// When the reader's buffer is full, the kernel comes again with the same socket.
+#[inline(always)]
+fn write_cookie(meta: *const Meta, cookie: u64) {
+    // SAFETY: `cookie` lives until the helper has copied it.
+    unsafe { bpf_seq_write((*meta).seq.cast(), ptr::from_ref(&cookie).cast_mut().cast(), size_of::<u64>() as u32) };
 }
 
 #[inline(always)]

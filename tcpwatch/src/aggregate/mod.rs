@@ -230,6 +230,19 @@ impl Aggregator {
         Some(crate::meaning::Listener { queue: listener.queue, limit: listener.backlog })
     }
 
+    /// The connections that are known, by cookie.
+    pub(crate) fn cookies(&self) -> impl Iterator<Item = u64> {
+        self.table.cookies()
+    }
+
+    /// Forgets a connection whose end was not heard of: what it did is in the counters, and no more will come.
+    pub(crate) fn gone(&mut self, cookie: u64) {
+        if let Some(conn) = self.table.get(cookie) {
+            self.owners.closed(cookie, Owner::of(conn));
+            self.table.remove(cookie);
+        }
+    }
+
     /// Takes the name of a user or control group, or that a process has ended.
     pub(crate) fn named(&mut self, what: Named, number: u64, name: &[u8]) {
         self.owners.named(what, number, name);

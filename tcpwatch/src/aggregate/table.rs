@@ -63,6 +63,11 @@ impl ConnTable {
         self.orphans.values().copied()
     }
 
+    /// The connections, by cookie.
+    pub(crate) fn cookies(&self) -> impl Iterator<Item = u64> {
+        self.connections.iter().map(|(cookie, _)| *cookie)
+    }
+
     /// The newest record of each, shared and not copied.
     pub(crate) fn records(&self) -> Vec<Arc<ConnRecord>> {
         self.connections.iter().map(|(_, record)| Arc::clone(record)).collect()

@@ -160,6 +160,11 @@ impl Maps {
         self.set(setting::FILES_PASS, number.into())
     }
 
+    /// Says whether the reading iterator calls the roll, or reads.
+    pub(crate) fn call_roll(&mut self, call: bool) -> Result<(), MapsError> {
+        self.set(setting::ROLL_CALL, call.into())
+    }
+
     fn set(&mut self, setting: u32, value: u64) -> Result<(), MapsError> {
         self.settings.set(setting, value, 0).map_err(|source| MapsError::Map { name: "SETTINGS", source })
     }

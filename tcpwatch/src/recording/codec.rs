@@ -19,6 +19,7 @@ const READING: u8 = 3;
 const READING_ANEW: u8 = 4;
 const NAME: u8 = 5;
 const STACK: u8 = 6;
+const GONE: u8 = 7;
 
 /// The ring buffer has no larger records.
 pub(super) const MOST_RECORD: usize = 1 << 16;
@@ -74,6 +75,10 @@ impl Codec {
                 put(out, number);
                 put(out, name.len() as u64);
                 out.extend(name);
+            }
+            Input::Gone(cookie) => {
+                out.push(GONE);
+                put(out, cookie);
             }
             Input::Stack(stack) => {
                 out.push(STACK);
@@ -145,6 +150,7 @@ impl Codec {
                 }
                 Ok(Input::Name(what, number, slice(bytes, len)?))
             }
+            GONE => Ok(Input::Gone(get(bytes)?)),
             STACK => {
                 let key = u64::from_le_bytes(array(bytes)?);
                 let [origin, cause] = array(bytes)?;

@@ -68,6 +68,8 @@ pub(crate) enum Input<'a> {
     Listening(u16),
     /// The name of a user or control group, or that a process has ended.
     Name(Named, u64, &'a [u8]),
+    /// The cookie of a connection that has ended and whose end was not heard of.
+    Gone(u64),
     /// A kernel stack of a reset that was not seen before.
     Stack(&'a ResetStack),
     /// Counters, and what is known beyond them; it asks for a snapshot.
@@ -131,6 +133,12 @@ impl Intake {
         self.aggregator.wanted()
     }
 
+    /// Tells it that a connection has ended whose end it has not heard of.
+    pub(crate) fn gone(&mut self, cookie: u64) {
+        self.record(Input::Gone(cookie));
+        self.aggregator.gone(cookie);
+    }
+
     /// Gives it a kernel stack that was not seen before.
     pub(crate) fn stack(&mut self, stack: &ResetStack) {
         self.record(Input::Stack(stack));
@@ -150,6 +158,10 @@ impl Intake {
             Input::Listening(port) => self.listening(port),
             Input::Name(what, number, name) => {
                 self.named(what, number, name);
+                None
+            }
+            Input::Gone(cookie) => {
+                self.gone(cookie);
                 None
             }
             Input::Stack(stack) => {

@@ -21,6 +21,7 @@ enum Owned {
     Record(Vec<u8>),
     Listening(u16),
     Name(Named, u64, Vec<u8>),
+    Gone(u64),
     Stack(ResetStack),
     Reading(Box<(Counters, Reading)>),
 }
@@ -31,6 +32,7 @@ impl Owned {
             Input::Record(bytes) => Self::Record(bytes.to_vec()),
             Input::Listening(port) => Self::Listening(port),
             Input::Name(what, number, name) => Self::Name(what, number, name.to_vec()),
+            Input::Gone(cookie) => Self::Gone(cookie),
             Input::Stack(stack) => Self::Stack(stack.clone()),
             Input::Reading(counters, reading) => Self::Reading(Box::new((counters.clone(), reading.clone()))),
         }
@@ -41,6 +43,7 @@ impl Owned {
             Self::Record(bytes) => Input::Record(bytes),
             Self::Listening(port) => Input::Listening(*port),
             Self::Name(what, number, name) => Input::Name(*what, *number, name),
+            Self::Gone(cookie) => Input::Gone(*cookie),
             Self::Stack(stack) => Input::Stack(stack),
             Self::Reading(both) => Input::Reading(&both.0, &both.1),
         }

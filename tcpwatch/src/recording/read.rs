@@ -37,7 +37,7 @@ impl Recording {
 
 impl<R: Read> Recording<R> {
     /// The same from any place; `path` is what errors name.
-    pub(super) fn of(input: R, path: &Path) -> Result<Self, RecordingError> {
+    pub(crate) fn of(input: R, path: &Path) -> Result<Self, RecordingError> {
         let failed = |problem| RecordingError::new(path, problem);
         let mut frames = FrameReader::new(input).map_err(failed)?;
         let mut content = Vec::new();
@@ -79,6 +79,7 @@ impl<R: Read> Recording<R> {
             Input::Record(_) => self.seen.records += 1,
             Input::Listening(_) => self.seen.listeners += 1,
             Input::Name(..) => self.seen.names += 1,
+            Input::Gone(_) => {}
             Input::Stack(_) => self.seen.stacks += 1,
             Input::Reading(..) => self.seen.readings += 1,
         }

@@ -104,12 +104,15 @@ impl<W: Write> Recorder<W> {
 
     /// Takes an input. What goes wrong is told by the next [`Recorder::flush`].
     pub(crate) fn add(&mut self, input: Input<'_>) {
+        let uncounted = &mut 0;
         let count = match input {
             // The kernel's ring has no such record.
             Input::Record(bytes) if bytes.len() > MOST_RECORD => return,
             Input::Record(_) => &mut self.written.records,
             Input::Listening(_) => &mut self.written.listeners,
             Input::Name(..) => &mut self.written.names,
+            // The sum of the checks tells whether one is missing.
+            Input::Gone(_) => uncounted,
             Input::Stack(_) => &mut self.written.stacks,
             Input::Reading(..) => &mut self.written.readings,
         };

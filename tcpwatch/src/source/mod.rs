@@ -6,4 +6,5 @@ pub(crate) mod listeners;
 pub(crate) mod names;
 pub(crate) mod namespaces;
 pub(crate) mod ringbuf;
+pub(crate) mod roll_call;
 pub(crate) mod stacks;

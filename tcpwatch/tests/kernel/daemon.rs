@@ -170,12 +170,40 @@ impl Daemon {
         Ok(rustix::process::kill_process(pid, rustix::process::Signal::TERM)?)
     }
 
+    /// Keeps it from running until the answer is dropped.
+    pub(crate) fn paused(&self) -> Result<Paused> {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).context("no process")?;
+        let paused = Paused(pid);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
+        let until = Instant::now() + PATIENCE;
+        // The signal is sent when the call returns; its threads stop one after the other.
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let stat = task?.path().join("stat");
+            // A thread that has ended has no such file.
+            while fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") T ")) {
+                ensure!(Instant::now() < until, "it does not stop");
+                std::thread::yield_now();
+            }
+        }
+        Ok(paused)
+    }
+
     /// Waits until it has stopped; returns what it said meanwhile, and the folder as it left it.
     pub(crate) fn ended(mut self) -> Result<(ExitStatus, String, tempfile::TempDir)> {
         let mut said = String::new();
         self.stderr.read_to_string(&mut said)?;
         let status = self.child.wait()?;
         Ok((status, said, std::mem::replace(&mut self.folder, tempfile::tempdir()?)))
+    }
+}
+
+/// A process that does not run; it goes on when this is dropped.
+pub(crate) struct Paused(rustix::process::Pid);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // It may have been ended meanwhile; there is nobody left to go on then.
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
     }
 }
 

@@ -66,7 +66,8 @@ fn small_ring() -> Result<()> {
     let daemon = Daemon::with(&[path.a(), path.b()], "ring_bytes = 4096")?;
     mixture(&path)?;
     totals(&daemon.metrics()?, &path)?;
-    // Opened all at once, before the daemon can look: far more than a page holds.
+    // Opened while the daemon cannot look: far more than a page holds.
+    let paused = daemon.paused()?;
     let burst = Traffic::loopback(path.a(), Family::V4);
     thread::scope(|scope| {
         let server = burst.listen()?;
@@ -77,13 +78,23 @@ fn small_ring() -> Result<()> {
         });
         let accepted = (0..300).map(|_| server.listener.accept()).collect::<Result<Vec<_>, _>>()?;
         let clients = clients.join().map_err(|_| anyhow::anyhow!("the clients panicked"))??;
+        drop(paused);
         let metrics = daemon.metrics()?;
         let opened = metrics.count("tcpwatch_connections_opened_total", &[]);
         equal("opened with the burst", opened, 160 + 600, &metrics)?;
         ensure!(metrics.count(LOST, &["where=\"ring\""]) > 0, "nothing was lost in the ring\n{metrics}");
         let taken = metrics.count("tcpwatch_events_total", &["kind=\"open\""]);
         ensure!(taken < opened, "{taken} records of {opened} opens");
+        let entries = |metrics: &Metrics| metrics.count("tcpwatch_table_entries", &[]);
+        let known = entries(&metrics);
+        ensure!(known > 0, "nothing is known of {opened} connections");
+        // Their ends are lost too, and nobody shows them as open for ever.
+        let paused = daemon.paused()?;
         drop((accepted, clients));
+        drop(paused);
+        let metrics = daemon.wait("those to go whose end was lost", |metrics| entries(metrics) == 0)?;
+        let closed = metrics.count(CLOSED, &[]);
+        ensure!(metrics.count("tcpwatch_events_total", &["kind=\"close\""]) < closed, "no end was lost\n{metrics}");
         Ok(())
     })
 }
