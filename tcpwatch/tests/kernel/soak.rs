@@ -15,7 +15,11 @@ use crate::daemon::{Daemon, Metrics, equal};
 use crate::{is_long, trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("soak_leaves_totals_equal_to_the_kernel_and_nothing_behind", soak)]
+    let mut trials = vec![trial("soak_leaves_totals_equal_to_the_kernel_and_nothing_behind", soak)];
+    if is_long() {
+        trials.push(trial("soak_of_half_an_hour_with_ten_thousand_connections_keeps_memory_flat", half_an_hour));
+    }
+    trials
 }
 
 const LOST: &str = "tcpwatch_events_lost_total";
@@ -63,7 +67,7 @@ fn soak() -> Result<()> {
         }
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let (local, truth) = (&local, &truth);
-            flows.push(scope.spawn(move || churn(local, address, until, truth)));
+            flows.push(scope.spawn(move || churn(local, address, Duration::from_millis(10), until, truth)));
         }
         // A third of the time is for caches and tables to fill.
         thread::sleep(duration / 3);
@@ -80,6 +84,69 @@ fn soak() -> Result<()> {
     let metrics = daemon.wait("the last records", |m| m.count("tcpwatch_table_entries", &[]) <= start.table)?;
     totals(&metrics, &namespaces, &truth)?;
     Leaks::of(&daemon)?.within(&start, &warm).with_context(|| metrics.to_string())
+}
+
+/// As many connections as one process can have both ends of, some of them busy, and short ones beside them all the time.
+fn half_an_hour() -> Result<()> {
+    const KEPT: usize = 9_900;
+    const MINUTES: usize = 30;
+    /// What docs/INSTALL.md promises for as many.
+    const BOUND: u64 = 64 << 20;
+    let ns = Netns::new()?;
+    ns.sysctl("net.ipv4.tcp_max_tw_buckets", "1000")?;
+    let daemon = Daemon::watching(&[&ns])?;
+    let mut pairs = Traffic::loopback(&ns, Family::V4).connect_many(KEPT)?;
+    let truth = Truth::default();
+    let until = Instant::now() + Duration::from_secs(60) * MINUTES as u32;
+    let minutes = thread::scope(|scope| {
+        let mut flows = Vec::new();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (ns, truth) = (&ns, &truth);
+            flows.push(scope.spawn(move || churn(ns, address, Duration::from_millis(50), until, truth)));
+        }
+        let mut minutes = Vec::new();
+        let mut turn = 0;
+        while Instant::now() < until {
+            let minute = Instant::now() + Duration::from_secs(60);
+            while Instant::now() < minute {
+                pairs[turn % KEPT].ping_pong(2, 1_000)?;
+                turn += 7;
+                thread::sleep(Duration::from_millis(5));
+            }
+            let now = Leaks::of(&daemon)?;
+            println!("minute {}: {now:?}", minutes.len() + 1);
+            minutes.push(now);
+        }
+        for flow in flows {
+            flow.join().map_err(|_| anyhow!("a flow panicked"))??;
+        }
+        Ok::<_, anyhow::Error>(minutes)
+    })?;
+    let metrics = daemon.metrics()?;
+    println!(
+        "{} short connections; {} s of CPU",
+        truth.connections.load(Ordering::Relaxed),
+        metrics.sum("process_cpu_seconds_total", &[])
+    );
+    let warm = minutes.get(MINUTES / 3).context("it was too short")?;
+    for now in minutes.iter().skip(MINUTES / 3) {
+        ensure!(
+            now.resident < warm.resident + (4 << 20) && now.resident < BOUND,
+            "memory grew: {warm:?}, then {now:?}"
+        );
+        ensure!(now.files <= warm.files + 1 && now.maps == warm.maps, "{warm:?}, then {now:?}");
+    }
+    drop(pairs);
+    ns.wait_tcp(Duration::from_secs(60), "all connections to end", |all| {
+        all.iter().all(|socket| matches!(socket.state, TcpState::TimeWait | TcpState::Listen))
+    })?;
+    let metrics = daemon.wait("the last records", |metrics| metrics.count("tcpwatch_table_entries", &[]) == 0)?;
+    let withheld = metrics.count(LOST, &["where=\"recursion\"", "program=\"inet_sock_set_state\""]);
+    let ends = 2 * (KEPT as i64 + truth.connections.load(Ordering::Relaxed) as i64);
+    for (what, ours) in [("opened", metrics.count(OPENED, &[])), ("closed", metrics.count(CLOSED, &[]))] {
+        ensure!(ours <= ends && ends - ours <= withheld, "{what}: {ours} of {ends}, {withheld} withheld\n{metrics}");
+    }
+    Ok(())
 }
 
 fn lossy() -> Result<Path> {
@@ -150,8 +217,8 @@ fn mixture(traffic: &Traffic, until: Instant, seed: u64, truth: &Truth) -> Resul
     Ok(())
 }
 
-/// Short connections over loopback, a few thousand a second at most: a question, an answer, and the server closes.
-fn churn(ns: &Netns, address: &str, until: Instant, truth: &Truth) -> Result<()> {
+/// Short connections over loopback, 25 of them after each pause: a question, an answer, and the server closes.
+fn churn(ns: &Netns, address: &str, pause: Duration, until: Instant, truth: &Truth) -> Result<()> {
     const AT_ONCE: usize = 25;
     let listener = ns.run(|| TcpListener::bind(address))?;
     let address = listener.local_addr()?;
@@ -179,7 +246,7 @@ fn churn(ns: &Netns, address: &str, until: Instant, truth: &Truth) -> Result<()>
             while Instant::now() < until {
                 (0..AT_ONCE).try_for_each(|_| ask(b"question"))?;
                 // Room for the others on a small machine.
-                thread::sleep(Duration::from_millis(10));
+                thread::sleep(pause);
             }
             ask(b"goodbye!")
         })?;
