@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::Uri;
@@ -70,7 +70,7 @@ impl Notice {
 }
 
 /// What a client wants to hear of.
-struct Wanted {
+pub(super) struct Wanted {
     kinds: Kinds,
     filter: Option<Filter>,
     until: Option<Instant>,
@@ -79,7 +79,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(uri: &Uri) -> Result<Self, Refusal> {
+    pub(super) fn of(uri: &Uri) -> Result<Self, Refusal> {
         let params = Params::of(uri, &["kind", "filter", "for"])?;
         let none = |name: String| {
             format!("there is no kind {name:?}; there are {}, {STORM}, with commas between them", kinds().join(", "))
@@ -188,10 +188,7 @@ fn written(event: &Event, wanted: &Wanted, snapshots: &Snapshots) -> Option<sse:
         return None;
     }
     let moment = Moment { ktime_ns: sys::monotonic_ns(), ticks_per_second };
-    #[expect(clippy::disallowed_methods, reason = "it is shown to people, and nothing is computed from it")]
-    let now = SystemTime::now();
-    let unix_ns = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-    Some(sse::Event::default().event(event.name()).data(event.to_json(moment, unix_ns, reasons)))
+    Some(sse::Event::default().event(event.name()).data(event.to_json(moment, sys::unix_ns(), reasons)))
 }
 
 /// The beginning or end of a storm as it is sent.

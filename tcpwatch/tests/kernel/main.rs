@@ -4,6 +4,7 @@
 mod actor;
 mod agree_with_ss;
 mod api;
+mod clock;
 mod connections;
 mod daemon;
 mod dashboard;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     trials.extend(owners::trials());
     trials.extend(service::trials());
     trials.extend(hardship::trials());
+    trials.extend(clock::trials());
     trials.extend(trace::trials());
     harness::run(trials)
 }
