@@ -117,7 +117,7 @@ settings! {
     /// Budget of periodic records from the kernel, for all connections together.
     records_per_second: Integer<10, 1_000_000> = 5000;
     /// Size of the ring buffer between kernel and daemon. What does not fit is counted as lost; totals stay right.
-    ring_bytes: RingSize<{ 64 << 20 }> = 1 << 20;
+    ring_bytes: RingSize<{ 64 << 20 }> = 4 << 20;
     /// Connections that the daemon keeps details of. Totals include those beyond.
     max_connections: Integer<100, 4_000_000> = 100_000;
     /// Services (direction and port) with series of their own; the rest share `service="other"`.
