@@ -2,6 +2,8 @@
 //! attached (`probes`, `load`), what the programs have counted (`maps`, `stats`).
 
 pub(crate) mod btf;
+#[cfg(test)]
+mod captured;
 pub(crate) mod facts;
 pub(crate) mod iterate;
 pub(crate) mod kernel_log;

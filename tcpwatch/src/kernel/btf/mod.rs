@@ -5,6 +5,9 @@
 //! a memory budget would rather not see. This one keeps the raw bytes and an index of 4 bytes a type, and is dropped
 //! after the programs are loaded. Any input is refused or read within its bounds.
 
+#[cfg(test)]
+pub(crate) mod prune;
+
 use std::ops::Range;
 
 use tcpwatch_common::layout::{ABSENT, Field, FieldSpec};
@@ -17,6 +20,8 @@ const KIND_STRUCT: u8 = 4;
 const KIND_UNION: u8 = 5;
 const KIND_ENUM: u8 = 6;
 const KIND_TYPEDEF: u8 = 8;
+#[cfg(test)]
+const KIND_CONST: u8 = 10;
 const KIND_FUNC: u8 = 12;
 const KIND_FUNC_PROTO: u8 = 13;
 const KIND_VAR: u8 = 14;
@@ -114,11 +119,43 @@ impl Btf {
 
     /// How many arguments a tracepoint hands to a program; `None` when the kernel does not have it.
     pub(crate) fn tracepoint_args(&self, name: &str) -> Option<usize> {
+        // The first is the tracepoint's own data.
+        self.tracepoint(name)?.count.checked_sub(1)
+    }
+
+    fn tracepoint(&self, name: &str) -> Option<Type> {
         let typedef = self.get(self.find(KIND_TYPEDEF, &format!("btf_trace_{name}"))?)?;
         let pointer = self.get(typedef.size_or_ref).filter(|t| t.kind == KIND_PTR)?;
-        let proto = self.get(pointer.size_or_ref).filter(|t| t.kind == KIND_FUNC_PROTO)?;
-        // The first is the tracepoint's own data.
-        proto.count.checked_sub(1)
+        self.get(pointer.size_or_ref).filter(|t| t.kind == KIND_FUNC_PROTO)
+    }
+
+    /// The types of all arguments of a tracepoint.
+    #[cfg(test)]
+    fn arguments(&self, name: &str) -> Option<Vec<u32>> {
+        let proto = self.tracepoint(name)?;
+        (0..proto.count).map(|i| word(&self.data, proto.body + 8 * i + 4)).collect()
+    }
+
+    /// The arguments that a tracepoint hands to a program, as C writes their types.
+    #[cfg(test)]
+    pub(crate) fn prototype(&self, name: &str) -> Option<Vec<String>> {
+        Some(self.arguments(name)?.into_iter().skip(1).map(|id| self.written(id)).collect())
+    }
+
+    #[cfg(test)]
+    fn written(&self, id: u32) -> String {
+        let Some(ty) = self.get(id) else { return "void".to_owned() };
+        let name = self.string(ty.name).unwrap_or_default();
+        match ty.kind {
+            KIND_PTR => {
+                let to = self.written(ty.size_or_ref);
+                if to.ends_with('*') { format!("{to}*") } else { format!("{to} *") }
+            }
+            KIND_CONST => format!("const {}", self.written(ty.size_or_ref)),
+            KIND_STRUCT | 7 => format!("struct {name}"),
+            KIND_ENUM => format!("enum {name}"),
+            _ => name.to_owned(),
+        }
     }
 
     /// Whether the kernel has a function of this name.
