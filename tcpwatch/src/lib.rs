@@ -16,6 +16,8 @@ mod daemon;
 mod doctor;
 mod explain;
 mod filter;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 #[cfg(test)]
 mod golden;
 mod governor;

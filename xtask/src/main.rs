@@ -5,6 +5,7 @@ mod build;
 mod dist;
 mod dist_test;
 mod docs;
+mod fuzz;
 mod lab;
 mod lint;
 mod packages;
@@ -38,6 +39,7 @@ enum Chore {
     Dist(dist::Args),
     Bench(bench::Args),
     Lab(lab::Args),
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Chore::Dist(args) => dist::run(&args),
         Chore::Bench(args) => bench::run(&args),
         Chore::Lab(args) => lab::run(&args),
+        Chore::Fuzz(args) => fuzz::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    dist, dist_test, docs, lint,
+    dist, dist_test, docs, fuzz, lint,
     process::{as_root, cargo, cargo_runs_as_root, root, say, show, succeed, target_dir},
     prometheus, setup,
 };
@@ -103,6 +103,7 @@ impl Run {
         }
         if args.what == Some(What::Full) {
             self.packages();
+            self.step("fuzz targets", || Ok(Count { passed: fuzz::all()?, ..Count::default() }));
         } else if checks {
             self.step("the package", || package().map(|()| Count { passed: 1, ..Count::default() }));
         }

@@ -14,6 +14,8 @@ use std::io;
 use std::path::PathBuf;
 
 pub(crate) use keys::{Config, SETTINGS, Sampling, example, page};
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use resolve::of_text;
 pub(crate) use resolve::{Choice, Flag, Layers, Resolved, resolve};
 pub(crate) use rules::duration;
 

@@ -78,6 +78,13 @@ pub(crate) fn resolve(layers: &Layers) -> Result<Resolved, ConfigError> {
     settle(text.as_ref().map(|(path, text)| (path.as_path(), text.as_str())), layers)
 }
 
+/// Resolves the text of a file alone.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn of_text(text: &str) -> Result<Resolved, ConfigError> {
+    let nothing = Layers { file: Choice::Default(PathBuf::new()), environment: Vec::new(), flags: Vec::new() };
+    settle(Some((Path::new("/t.toml"), text)), &nothing)
+}
+
 fn load(path: &Path) -> Result<String, ConfigError> {
     fs::read_to_string(path).map_err(|reason| {
         let remedy = match reason.kind() {

@@ -132,7 +132,7 @@ async fn explain(State(pages): State<Pages>, uri: Uri) -> Result<Response, Respo
 }
 
 /// The filter, the window, and whether those without trouble are wanted too.
-fn asked(uri: &Uri) -> Result<(Option<Filter>, Option<Duration>, bool), Refusal> {
+pub(super) fn asked(uri: &Uri) -> Result<(Option<Filter>, Option<Duration>, bool), Refusal> {
     let params = Params::of(uri, &["filter", "for", "all"])?;
     let time = |text: &str| {
         let time = config::duration(text).filter(|time| *time <= LONGEST_WINDOW);
@@ -161,7 +161,7 @@ async fn resets(State(pages): State<Pages>, uri: Uri) -> Result<Response, Respon
 }
 
 /// What of the connections is wanted.
-struct Selection {
+pub(super) struct Selection {
     filter: Option<Filter>,
     /// Those that matter most by it come first.
     sort: Option<&'static Column>,
@@ -170,7 +170,7 @@ struct Selection {
 }
 
 impl Selection {
-    fn of(uri: &Uri) -> Result<Self, Refusal> {
+    pub(super) fn of(uri: &Uri) -> Result<Self, Refusal> {
         let params = Params::of(uri, &["filter", "sort", "limit", "offset"])?;
         Ok(Self {
             filter: params.get("filter", str::parse)?,

@@ -9,7 +9,7 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 
 use super::Pages;
-use super::params::Params;
+use super::params::{Params, Refusal};
 use crate::api::connection::Connection;
 use crate::metrics::CONTENT_TYPE;
 use crate::sys;
@@ -90,20 +90,24 @@ const METRICS: [Metric; 8] = [
     },
 ];
 
-pub(super) async fn connections(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
-    if !pages.connection_metrics {
-        return Err((StatusCode::NOT_FOUND, OFF).into_response());
-    }
-    let refuse = |refusal: super::params::Refusal| refusal.into_response();
-    let params = Params::of(&uri, &["top", "sort"]).map_err(refuse)?;
-    let most = params.number("top", MOST).map_err(refuse)?.unwrap_or(USUAL);
+/// How many connections are wanted, and which.
+pub(super) fn asked(uri: &Uri) -> Result<(usize, Order), Refusal> {
+    let params = Params::of(uri, &["top", "sort"])?;
+    let most = params.number("top", MOST)?.unwrap_or(USUAL);
     let by = |name: &str| {
         let sort = SORTS.iter().find(|(sort, _)| *sort == name).map(|(_, by)| *by);
         let names = SORTS.map(|(sort, _)| sort).join(", ");
         sort.ok_or_else(|| format!("sort is {name:?}; it must be one of {names}"))
     };
     let [(_, usual), ..] = SORTS;
-    let sort = params.get("sort", by).map_err(refuse)?.unwrap_or(usual);
+    Ok((most, params.get("sort", by)?.unwrap_or(usual)))
+}
+
+pub(super) async fn connections(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
+    if !pages.connection_metrics {
+        return Err((StatusCode::NOT_FOUND, OFF).into_response());
+    }
+    let (most, sort) = asked(&uri).map_err(Refusal::into_response)?;
     let listing = pages.listing().await?;
     let text = pages.in_turn(move || text(listing.connections(sys::ticks_per_second(), None), most, sort)).await?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())

@@ -11,6 +11,8 @@ mod api;
 mod auth;
 mod details;
 pub(crate) mod events;
+#[cfg(any(test, feature = "fuzz"))]
+mod fuzz;
 mod host;
 pub(crate) mod params;
 mod serve;
@@ -43,6 +45,8 @@ use crate::metrics::{CONTENT_TYPE, Exporter, MetricsError};
 use crate::storm::Change;
 
 pub(crate) use auth::Access;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use fuzz::fuzz;
 pub(crate) use serve::{HttpError, bind};
 pub(crate) use socket::{SocketError, SocketFile};
 pub(crate) use web_config::{WebConfig, WebConfigError};

@@ -127,6 +127,12 @@ impl WebConfig {
         })
     }
 
+    /// Checks the text of a file in `folder`; the error is what is wrong.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn of_text(text: &str, folder: &Path) -> Result<Self, String> {
+        Self::parse(text, folder).map_err(|mistake| mistake.what)
+    }
+
     fn parse(text: &str, folder: &Path) -> Result<Self, Mistake> {
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Self::checked(Written::default(), folder);

@@ -7,6 +7,8 @@
 mod codec;
 mod error;
 mod frames;
+#[cfg(any(test, feature = "fuzz"))]
+mod fuzz;
 #[cfg(test)]
 mod props;
 mod read;
@@ -25,6 +27,8 @@ use crate::kernel::maps::Counters;
 use crate::storm::Rules;
 
 pub(crate) use error::RecordingError;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use fuzz::wrapped;
 pub(crate) use read::Recording;
 pub(crate) use write::{NewFile, Recorder, Written};
 
