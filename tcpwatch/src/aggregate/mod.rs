@@ -1,5 +1,6 @@
 //! Pure aggregation: records and counter readings in, snapshots out. No clock, no kernel, no I/O.
 
+pub(crate) mod exemplars;
 pub(crate) mod listeners;
 pub(crate) mod owners;
 pub(crate) mod recent;
@@ -18,6 +19,7 @@ use tcpwatch_common::owner::OwnerKind;
 use tcpwatch_common::record::{ConnRecord, DecodeError, Kind, Record, ResetRecord};
 use tcpwatch_common::state::{Direction, STATES, TcpState};
 
+use self::exemplars::Newest;
 use self::listeners::Listeners;
 use self::owners::{Named, Owner, Owners, Wanted};
 use self::recent::RecentRtt;
@@ -68,6 +70,7 @@ pub(crate) struct Aggregator {
     recent: RecentRtt,
     resets: Resets,
     storms: Storms,
+    exemplars: Newest,
     events: [u64; Kind::ALL.len()],
     errors: [u64; DECODE_REASONS.len()],
     began_ns: u64,
@@ -87,6 +90,7 @@ impl Aggregator {
             recent: RecentRtt::new(now_ns),
             resets: Resets::default(),
             storms: Storms::new(storms),
+            exemplars: Newest::default(),
             events: [0; Kind::ALL.len()],
             errors: [0; DECODE_REASONS.len()],
             began_ns: now_ns,
@@ -126,6 +130,7 @@ impl Aggregator {
             Record::Reset(kind, reset) => {
                 self.count(*kind);
                 self.reset(*kind, reset);
+                self.exemplars.reset(*kind, reset);
                 let owner = self.owner_of(reset.cookie, &reset.key).or_else(|| Owner::of_socket(reset));
                 if let Some(owner) = &owner {
                     self.owners.note(owner, reset.header.ktime_ns);
@@ -173,6 +178,7 @@ impl Aggregator {
         }
         let owner = Owner::of(&conn);
         self.owners.note(&owner, conn.header.ktime_ns);
+        self.exemplars.connection(&conn, self.table.get(conn.cookie).map(AsRef::as_ref));
         if kind == Kind::Close {
             self.resets.closed(&conn);
             self.table.remove(conn.cookie);
@@ -331,6 +337,9 @@ impl Aggregator {
         let stacks = self.resets.stacks.count(&counters.stacks);
         let rtt = self.recent.quantiles(&groups, reading.ktime_ns);
         let storms = self.storms.read(reading.ktime_ns, &groups);
+        let (services, known) = (&self.services, &self.resets.stacks);
+        let exemplars =
+            self.exemplars.shown(reading.ktime_ns, |slot| services.shown(slot), |key| known.fingerprint(key));
         // Minisocks are not sockets that we could follow.
         if let Some(time_wait) = states.get_mut(TcpState::TimeWait as usize) {
             *time_wait = reading.namespaces.iter().fold(0, |sum, n| n.time_wait.saturating_add(sum));
@@ -351,6 +360,7 @@ impl Aggregator {
             reasons: counters.reasons.clone(),
             stacks,
             storms,
+            exemplars,
             own: SelfStats {
                 events: self.events,
                 losses: counters.losses,

@@ -8,6 +8,7 @@ use tcpwatch_common::counters::{Loss, dist, group};
 use tcpwatch_common::record::Kind;
 use tcpwatch_common::state::{Direction, STATES};
 
+use super::exemplars::Exemplars;
 use super::resets::stacks::StackTotals;
 use crate::storm::Report;
 
@@ -258,6 +259,8 @@ pub(crate) struct Snapshot {
     pub(crate) stacks: Vec<StackTotals>,
     /// Storms of resets.
     pub(crate) storms: Report,
+    /// Connections that were counted lately.
+    pub(crate) exemplars: Exemplars,
     /// What tcpwatch takes and gives up.
     pub(crate) own: SelfStats,
 }

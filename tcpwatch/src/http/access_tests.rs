@@ -59,7 +59,7 @@ async fn start(web: Option<&str>) -> Server {
         interests: Arc::default(),
         storms: broadcast::channel(1).0.downgrade(),
     };
-    let pages = Pages::new(feed, false).unwrap();
+    let pages = Pages::new(feed, false);
     let router = router(pages, Gate::new(access.subscribe()).unwrap());
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();

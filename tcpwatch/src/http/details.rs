@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use super::Pages;
 use super::params::{Params, Refusal};
 use crate::api::connection::Connection;
-use crate::metrics::CONTENT_TYPE;
+use crate::metrics::Format;
 use crate::sys;
 
 /// Connections that are shown, at most.
@@ -110,7 +110,7 @@ pub(super) async fn connections(State(pages): State<Pages>, uri: Uri) -> Result<
     let (most, sort) = asked(&uri).map_err(Refusal::into_response)?;
     let listing = pages.listing().await?;
     let text = pages.in_turn(move || text(listing.connections(sys::ticks_per_second(), None), most, sort)).await?;
-    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+    Ok(([(header::CONTENT_TYPE, Format::Text.content_type())], text).into_response())
 }
 
 fn text(mut connections: Vec<Connection>, most: usize, sort: Order) -> String {

@@ -290,7 +290,7 @@ mod tests {
         }
         let (to, written) = mpsc::channel(AHEAD);
         let interest = interests.follow(wanted.kinds);
-        let teller = tokio::spawn(tell(Pages::new(feed, false).unwrap(), wanted, interest, (receiver, of_storms), to));
+        let teller = tokio::spawn(tell(Pages::new(feed, false), wanted, interest, (receiver, of_storms), to));
         let lossy = async {
             if let Some(crate::http::Ask::Snapshot(refresh)) = asked.recv().await {
                 let mut snapshot = sample::empty();

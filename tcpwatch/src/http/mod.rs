@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -41,7 +41,7 @@ use crate::api::event::Event;
 use crate::api::interest::Interests;
 use crate::api::listener::Listener;
 use crate::explain::Picture;
-use crate::metrics::{CONTENT_TYPE, Exporter, MetricsError};
+use crate::metrics::{Exporter, Format};
 use crate::storm::Change;
 
 pub(crate) use auth::Access;
@@ -116,9 +116,9 @@ struct Pages {
 }
 
 impl Pages {
-    fn new(feed: Feed, connection_metrics: bool) -> Result<Self, MetricsError> {
-        let exporter = Arc::new(Exporter::new(feed.snapshots.clone())?);
-        Ok(Self { exporter, feed, turn: Arc::new(Semaphore::new(1)), past: Arc::default(), connection_metrics })
+    fn new(feed: Feed, connection_metrics: bool) -> Self {
+        let exporter = Arc::new(Exporter::new(feed.snapshots.clone()));
+        Self { exporter, feed, turn: Arc::new(Semaphore::new(1)), past: Arc::default(), connection_metrics }
     }
 }
 
@@ -181,7 +181,7 @@ pub(crate) async fn serve(
 
 fn prepare(feed: Feed, access: watch::Receiver<Arc<Access>>, connection_metrics: bool) -> Option<(Pages, Gate)> {
     let failed = |error: &dyn std::fmt::Display| log::error!("no HTTP: {error}");
-    let pages = Pages::new(feed, connection_metrics).inspect_err(|error| failed(error)).ok()?;
+    let pages = Pages::new(feed, connection_metrics);
     let gate = Gate::new(access).inspect_err(|error| failed(error)).ok()?;
     Some((pages, gate))
 }
@@ -254,17 +254,21 @@ async fn only_look(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-async fn metrics(State(pages): State<Pages>) -> Response {
+async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
+    let format = Format::of(headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()));
     pages.refresh().await;
     let turn = pages.turn.acquire_owned().await;
     let encode = move || {
         // Kept until the work is done, even if the client goes away meanwhile.
         let _turn = turn;
-        pages.exporter.encode()
+        pages.exporter.encode(format)
     };
     // Off this thread, which has the ring buffer to drain.
     match tokio::task::spawn_blocking(encode).await {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Ok(Ok(body)) => {
+            let head = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, header::ACCEPT.as_str())];
+            (head, body).into_response()
+        }
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the scrape failed; see the log\n").into_response(),
     }
@@ -317,7 +321,7 @@ mod tests {
 
     async fn start_with(ask: mpsc::Sender<Ask>) -> Running {
         let (snapshots, newest) = watch::channel(None);
-        let pages = Pages::new(feed(newest, ask), false).unwrap();
+        let pages = Pages::new(feed(newest, ask), false);
         let exporter = Arc::clone(&pages.exporter);
         let names = vec!["web-1".to_owned()];
         let (changes, access) = watch::channel(Arc::new(Access { names, web: None, connection_data: true }));
@@ -480,7 +484,7 @@ mod tests {
         // Closed with unread data: the kernel tells the server by a RST.
         drop(stream);
         let counted = async {
-            while !server.exporter.encode().unwrap().contains("\ntcpwatch_http_disconnects_total 1\n") {
+            while !server.exporter.text().contains("\ntcpwatch_http_disconnects_total 1\n") {
                 tokio::task::yield_now().await;
             }
         };

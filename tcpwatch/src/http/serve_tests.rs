@@ -19,7 +19,7 @@ struct Running {
 }
 
 async fn start(router: Router, limits: Limits) -> Running {
-    let exporter = Arc::new(Exporter::new(watch::channel(None).1).unwrap());
+    let exporter = Arc::new(Exporter::new(watch::channel(None).1));
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();
     let listener = Door { listener, access: watch::channel(Arc::default()).1 };
@@ -148,7 +148,7 @@ async fn a_client_that_leaves_while_its_answer_is_made_is_counted() {
     beginnings.recv().await.unwrap();
     drop(client);
     let counted = async {
-        while !server.exporter.encode().unwrap().contains("\ntcpwatch_http_disconnects_total 1\n") {
+        while !server.exporter.text().contains("\ntcpwatch_http_disconnects_total 1\n") {
             tokio::task::yield_now().await;
         }
     };
@@ -163,7 +163,7 @@ async fn idle_connections_do_not_delay_the_end() {
     server.stop.send(()).unwrap();
     timeout(DEADLINE, server.task).await.unwrap().unwrap();
     assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
-    assert!(server.exporter.encode().unwrap().contains("\ntcpwatch_http_disconnects_total 0\n"));
+    assert!(server.exporter.text().contains("\ntcpwatch_http_disconnects_total 0\n"));
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use tcpwatch_common::counters::{dist, group, reason};
-use tcpwatch_common::reset::ResetOrigin;
+use tcpwatch_common::reset::{ResetCause, ResetOrigin};
 use tcpwatch_common::state::{Direction, STATES, TcpState};
 
 use super::catalog::{DECODE_REASONS, MOST_LISTENERS, MOST_NAMESPACES, MOST_PROGRAMS};
+use crate::aggregate::exemplars::{Exemplar, Exemplars};
 use crate::aggregate::resets::{self, stacks::StackTotals};
 use crate::aggregate::snapshot::{
     Compared, Facts, GroupTotals, ListenerStats, NamespaceStats, ProbeState, ProbeStatus, ProgramStats, RttQuantiles,
@@ -36,6 +37,7 @@ pub(crate) fn empty() -> Snapshot {
         reasons: vec![0; reason::WORDS],
         stacks: Vec::new(),
         storms: Report::default(),
+        exemplars: Exemplars::default(),
         own: SelfStats::default(),
     }
 }
@@ -99,6 +101,21 @@ pub(crate) fn full(services: u16) -> Snapshot {
     snapshot.storms.shown.push(change.storm.pair);
     snapshot.storms.counts.insert(change.storm.pair, 3);
     snapshot.storms.active.push(change.storm);
+    for totals in &snapshot.groups {
+        let mark = |us, stack: Option<&str>| Exemplar {
+            cookie: 4711,
+            stack: stack.map(Into::into),
+            us,
+            ktime_ns: 900_000_000,
+        };
+        let (direction, service) = (totals.direction, totals.service);
+        snapshot.exemplars.rtt.insert((direction, service, 5), mark(700, None));
+        snapshot.exemplars.rtt.insert((direction, service, 6), mark(1024, None));
+        let sent = group::resets(ResetOrigin::Active, ResetCause::LingerZero);
+        snapshot.exemplars.resets.insert((direction, service, sent), mark(0, Some("513e0a78401df377")));
+        let received = group::received(TcpState::Established as u8);
+        snapshot.exemplars.resets.insert((direction, service, received), mark(0, None));
+    }
     snapshot.facts = Arc::new(facts());
     let most = if services > 1 { MOST_PROGRAMS } else { 2 };
     let program = |i: usize| ProgramStats {

@@ -2,9 +2,10 @@
 //!
 //! The functions decide nothing about names; the order of the label values is that of the labels in the catalogue.
 
+mod gather;
+
 use std::collections::BTreeMap;
 
-use prometheus::proto;
 use tcpwatch_common::close::CloseCause;
 use tcpwatch_common::counters::{Loss, dist, group, reason};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, rtt_lower};
@@ -17,11 +18,14 @@ use tcpwatch_common::state::STATES;
 use super::catalog::{
     self, COMPARED, DECODE_REASONS, MODES, MOST_LISTENERS, MOST_NAMESPACES, PERCENTILES, RTT_EDGES, RTT_FIRST_US,
 };
-use super::model::{Buckets, Metric};
 use super::monotone::Settled;
+use super::native;
 use super::process::Process;
+use crate::aggregate::exemplars::Exemplars;
 use crate::aggregate::snapshot::{GroupTotals, ListenerStats, ProbeState, Service, Snapshot};
 use crate::storm::{self, Pair, Report};
+
+pub(crate) use gather::{Mark, One, Series};
 
 /// Everything that a scrape sees.
 #[derive(Debug)]
@@ -52,84 +56,12 @@ impl View<'_> {
         self.snapshot().into_iter().flat_map(|snapshot| &snapshot.groups)
     }
 
+    fn exemplars(&self) -> Option<&Exemplars> {
+        self.snapshot().map(|snapshot| &snapshot.exemplars)
+    }
+
     fn directions(&self) -> impl Iterator<Item = &GroupTotals> {
         self.settled.into_iter().flat_map(|settled| &settled.directions)
-    }
-}
-
-/// The series of one metric, as they are gathered.
-#[derive(Debug)]
-pub(crate) struct Series {
-    metric: &'static Metric,
-    series: Vec<proto::Metric>,
-}
-
-impl Series {
-    /// None yet.
-    pub(crate) fn of(metric: &'static Metric) -> Self {
-        Self { metric, series: Vec::new() }
-    }
-
-    /// All of them.
-    pub(crate) fn into_inner(self) -> Vec<proto::Metric> {
-        self.series
-    }
-
-    fn labelled(&self, values: &[&str]) -> proto::Metric {
-        let pairs = self.metric.labels.iter().zip(values).map(|(label, value)| {
-            let mut pair = proto::LabelPair::default();
-            pair.set_name(label.name.to_owned());
-            pair.set_value((*value).to_owned());
-            pair
-        });
-        proto::Metric::from_label(pairs.collect())
-    }
-
-    /// A counter or gauge: the encoder takes the one of the family's type.
-    fn value(&mut self, labels: &[&str], value: f64) {
-        let mut metric = self.labelled(labels);
-        let (mut counter, mut gauge) = (proto::Counter::default(), proto::Gauge::default());
-        counter.set_value(value);
-        gauge.set_value(value);
-        metric.set_counter(counter);
-        metric.set_gauge(gauge);
-        self.series.push(metric);
-    }
-
-    fn count(&mut self, labels: &[&str], value: u64) {
-        self.value(labels, value as f64);
-    }
-
-    fn flag(&mut self, labels: &[&str], holds: bool) {
-        self.value(labels, f64::from(u8::from(holds)));
-    }
-
-    /// A histogram: `below` has the number of samples below each finite edge.
-    fn histogram(&mut self, labels: &[&str], below: impl Iterator<Item = u64>, total: u64, sum: f64) {
-        let Some(Buckets { edges, .. }) = self.metric.buckets else { return };
-        let mut histogram = proto::Histogram::default();
-        let buckets = edges.iter().zip(below).map(|(edge, count)| {
-            let mut bucket = proto::Bucket::default();
-            bucket.set_upper_bound(*edge);
-            bucket.set_cumulative_count(count);
-            bucket
-        });
-        histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(total);
-        histogram.set_sample_sum(sum);
-        let mut metric = self.labelled(labels);
-        metric.set_histogram(histogram);
-        self.series.push(metric);
-    }
-
-    /// A histogram in powers of two: a count for each edge, and one for what lies beyond the last.
-    fn log2_histogram(&mut self, labels: &[&str], counts: Option<&[u64]>, sum: f64) {
-        let counts = counts.unwrap_or_default();
-        let below = counts.iter().scan(0, |sum: &mut u64, count| {
-            *sum = count.saturating_add(*sum);
-            Some(*sum)
-        });
-        self.histogram(labels, below, total(counts), sum);
     }
 }
 
@@ -258,6 +190,14 @@ pub(super) fn rtt(view: &View<'_>, out: &mut Series) {
         let sum = seconds(word(&totals.dist, dist::RTT_SUM));
         let labels = [totals.direction.name(), &totals.service.label()];
         out.histogram(&labels, rtt_below(fine), total(fine), sum);
+        out.native(native::of_rtt(fine));
+        let marks = (0..=RTT_EDGES).filter_map(|bucket| {
+            let mark = view.exemplars()?.rtt.get(&(totals.direction, totals.service, bucket))?;
+            // OpenMetrics has the edge in the bucket below it.
+            let on_edge = mark.us.is_power_of_two() && u64::from(mark.us) >= RTT_FIRST_US;
+            (!on_edge).then(|| (bucket, Mark::of(mark, seconds(mark.us.into()))))
+        });
+        out.mark(marks);
     }
 }
 
@@ -342,10 +282,18 @@ pub(super) fn resets_sent(view: &View<'_>, out: &mut Series) {
         for origin in ResetOrigin::ALL {
             for cause in ResetCause::ALL {
                 let labels = [totals.direction.name(), &service, origin.name(), cause.name()];
-                out.count(&labels, word(&totals.words, group::resets(origin, cause)));
+                let index = group::resets(origin, cause);
+                out.count(&labels, word(&totals.words, index));
+                out.mark(of_reset(view, totals, index));
             }
         }
     }
+}
+
+/// The newest reset that a word counted.
+fn of_reset(view: &View<'_>, totals: &GroupTotals, index: usize) -> Option<(usize, Mark)> {
+    let mark = view.exemplars()?.resets.get(&(totals.direction, totals.service, index))?;
+    Some((0, Mark::of(mark, 1.0)))
 }
 
 pub(super) fn resets_by_reason(view: &View<'_>, out: &mut Series) {
@@ -382,13 +330,13 @@ pub(super) fn resets_received(view: &View<'_>, out: &mut Series) {
     for totals in view.groups() {
         let service = totals.service.label();
         let received = |number: usize| word(&totals.words, group::received(number as u8));
-        let mut add = |name, count| out.count(&[totals.direction.name(), &service, name], count);
         for state in catalog::STATES {
-            add(state.name(), received(state as usize));
+            out.count(&[totals.direction.name(), &service, state.name()], received(state as usize));
+            out.mark(of_reset(view, totals, group::received(state as u8)));
         }
         let listed = |number: &usize| catalog::STATES.iter().any(|&state| state as usize == *number);
         let others = (0..STATES).filter(|number| !listed(number)).map(received);
-        add("other", others.fold(0, u64::saturating_add));
+        out.count(&[totals.direction.name(), &service, "other"], others.fold(0, u64::saturating_add));
     }
 }
 

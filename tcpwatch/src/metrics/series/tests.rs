@@ -25,7 +25,7 @@ proptest! {
         let mut series = Series::of(metric);
         series.log2_histogram(&["inbound"], Some(&counts), 1.5);
         let metrics = series.into_inner();
-        let histogram = metrics[0].get_histogram();
+        let histogram = metrics[0].metric.get_histogram();
         prop_assert_eq!(histogram.get_sample_count(), samples.len() as u64);
         prop_assert_eq!(histogram.get_bucket().len(), LOG2_BUCKETS - 1);
         for bucket in histogram.get_bucket() {
