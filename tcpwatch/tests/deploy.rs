@@ -8,10 +8,11 @@ mod deploy_docs;
 use std::collections::BTreeSet;
 
 use deploy_docs::Documented;
-use serde_json::Value;
 
 const RULES: &str = include_str!("../../deploy/prometheus/tcpwatch.rules.yml");
 const RULE_TESTS: &str = include_str!("../../deploy/prometheus/tcpwatch.rules.test.yml");
+const FLEET: &str = include_str!("../../deploy/prometheus/tcpwatch.fleet.rules.yml");
+const FLEET_TESTS: &str = include_str!("../../deploy/prometheus/tcpwatch.fleet.rules.test.yml");
 const ALERTS: &str = include_str!("../../docs/ALERTS.md");
 
 /// What the lines that begin with this key say, in a file of rules.
@@ -20,7 +21,7 @@ fn values_of<'a>(key: &str, text: &'a str) -> Vec<&'a str> {
 }
 
 fn records() -> BTreeSet<&'static str> {
-    values_of("record:", RULES).into_iter().collect()
+    [RULES, FLEET].into_iter().flat_map(|text| values_of("record:", text)).collect()
 }
 
 fn alerts() -> Vec<&'static str> {
@@ -29,27 +30,31 @@ fn alerts() -> Vec<&'static str> {
 
 #[test]
 fn rules_name_documented_metrics_labels_and_values() {
-    let complaints = Documented::read().complaints(RULES, &records());
-    assert!(complaints.is_empty(), "{complaints:#?}");
+    for text in [RULES, FLEET] {
+        let complaints = Documented::read().complaints(text, &records());
+        assert!(complaints.is_empty(), "{complaints:#?}");
+    }
 }
 
 #[test]
 fn the_tests_of_rules_name_documented_metrics_labels_and_values() {
-    let complaints = Documented::read().complaints(RULE_TESTS, &records());
-    assert!(complaints.is_empty(), "{complaints:#?}");
+    for text in [RULE_TESTS, FLEET_TESTS] {
+        let complaints = Documented::read().complaints(text, &records());
+        assert!(complaints.is_empty(), "{complaints:#?}");
+    }
 }
 
 #[test]
-fn the_dashboard_names_documented_metrics_labels_and_values() {
+fn dashboards_name_documented_metrics_labels_and_values() {
     let documented = Documented::read();
-    let dashboard: Value = serde_json::from_str(dashboard::TEXT).unwrap();
-    let variables = dashboard["templating"]["list"].as_array().unwrap();
-    let variables =
-        variables.iter().filter_map(|v| v["definition"].as_str()).map(|q| ("a variable".to_owned(), q.into()));
-    let panels = dashboard::panels().into_iter().flat_map(|p| p.queries.into_iter().map(move |q| (p.title.clone(), q)));
     let mut complaints = Vec::new();
-    for (place, query) in panels.chain(variables) {
-        complaints.extend(documented.complaints(&query, &BTreeSet::new()).into_iter().map(|c| format!("{place}: {c}")));
+    for board in dashboard::all() {
+        let variables = board.definitions().into_iter().map(|query| ("a variable", query));
+        let panels = board.panels.iter().flat_map(|p| p.queries.iter().map(|query| (p.title.as_str(), query.as_str())));
+        for (place, query) in panels.chain(variables) {
+            let all = documented.complaints(query, &records()).into_iter();
+            complaints.extend(all.map(|c| format!("{}, {place}: {c}", board.name)));
+        }
     }
     assert!(complaints.is_empty(), "{complaints:#?}");
 }
@@ -97,25 +102,76 @@ fn every_alert_is_tested_and_has_a_page_to_go_to() {
 
 #[test]
 fn every_panel_says_what_it_shows() {
-    let mut ids = BTreeSet::new();
-    let mut places = BTreeSet::new();
-    for panel in dashboard::panels() {
-        let (title, json) = (&panel.title, &panel.json);
-        assert!(!title.is_empty() && !json["description"].as_str().unwrap_or_default().is_empty(), "{title}");
-        assert!(json["fieldConfig"]["defaults"]["unit"].is_string(), "{title} has no unit");
-        assert!(ids.insert(json["id"].as_u64()), "{title}: the id is another panel's");
-        assert_eq!(json["datasource"]["uid"], "${datasource}", "{title}");
-        assert!(!panel.queries.is_empty(), "{title}");
-        for target in json["targets"].as_array().unwrap() {
-            assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
-            assert!(!target["legendFormat"].as_str().unwrap_or_default().is_empty(), "{title} has no legend");
-            assert!(target["expr"].as_str().unwrap().contains("$instance"), "{title} is of all instances");
+    for board in dashboard::all() {
+        let mut ids = BTreeSet::new();
+        for panel in &board.panels {
+            let (title, json) = (format!("{}, {}", board.name, panel.title), &panel.json);
+            let defaults = &json["fieldConfig"]["defaults"];
+            assert!(!panel.title.is_empty() && !json["description"].as_str().unwrap_or_default().is_empty(), "{title}");
+            assert!(defaults["unit"].is_string(), "{title} has no unit");
+            let steps = defaults["thresholds"]["steps"].as_array().unwrap();
+            assert!(steps.first().is_some_and(|step| step["value"].is_null()), "{title} has no thresholds");
+            assert!(steps.iter().all(|step| step["color"].is_string()), "{title}");
+            let rising: Vec<_> = steps.iter().filter_map(|step| step["value"].as_f64()).collect();
+            assert!(rising.is_sorted(), "{title}: {rising:?}");
+            assert!(ids.insert(json["id"].as_u64()), "{title}: the id is another panel's");
+            assert_eq!(json["datasource"]["uid"], "${datasource}", "{title}");
+            assert!(!panel.queries.is_empty() && panel.queries.len() == panel.legends().count(), "{title}");
+            assert!(panel.legends().all(|legend| !legend.is_empty()), "{title} has no legend");
+            for target in json["targets"].as_array().unwrap() {
+                assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
+                assert!(target["expr"].as_str().unwrap().contains("$instance"), "{title} is of all hosts");
+            }
+            let reason = json["description"].as_str().unwrap().split(dashboard::MAY_BE_EMPTY).nth(1);
+            assert_eq!(panel.may_be_empty, reason.is_some_and(|reason| reason.len() > 10), "{title}");
         }
-        let [x, y, w, h] = ["x", "y", "w", "h"].map(|side| json["gridPos"][side].as_u64().unwrap());
-        for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
-            assert!(cell.0 < 24 && places.insert(cell), "{title} lies on another panel or beyond the edge");
+    }
+}
+
+#[test]
+fn panels_of_a_dashboard_lie_side_by_side() {
+    for board in dashboard::all() {
+        let mut places = BTreeSet::new();
+        for panel in board.json["panels"].as_array().unwrap() {
+            let [x, y, w, h] = ["x", "y", "w", "h"].map(|side| panel["gridPos"][side].as_u64().unwrap());
+            for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
+                let free = cell.0 < 24 && places.insert(cell);
+                assert!(free, "{}: {} lies on another panel or beyond the edge", board.name, panel["title"]);
+            }
         }
-        let reason = json["description"].as_str().unwrap().split(dashboard::MAY_BE_EMPTY).nth(1);
-        assert_eq!(panel.may_be_empty, reason.is_some_and(|reason| reason.len() > 10), "{title}");
+    }
+}
+
+#[test]
+fn panels_that_an_alert_watches_show_where_it_fires() {
+    let boards = dashboard::all();
+    for (name, title, limit) in [
+        ("overview", "Segments lost", 0.05),
+        ("overview", "Listen drops", 0.1),
+        ("resets", "Connections ended by a reset", 0.25),
+        ("services", "Connections at a zero window", 1.0),
+        ("itself", "Totals over the kernel's own", 0.98),
+    ] {
+        let board = boards.iter().find(|board| board.name == name).unwrap();
+        let shown = board.panels.iter().filter(|panel| panel.title == title).any(|panel| {
+            let steps = panel.json["fieldConfig"]["defaults"]["thresholds"]["steps"].as_array().unwrap();
+            steps.iter().any(|step| step["value"] == limit)
+        });
+        assert!(shown, "{name}, {title} does not show {limit}");
+    }
+}
+
+#[test]
+fn every_dashboard_can_be_provisioned_beside_the_others() {
+    let boards = dashboard::all();
+    let uids: BTreeSet<_> = boards.iter().map(|board| board.json["uid"].as_str().unwrap()).collect();
+    assert_eq!(uids.len(), boards.len());
+    for board in &boards {
+        assert_eq!(board.json["uid"], format!("tcpwatch-{}", board.name));
+        let variables = board.json["templating"]["list"].as_array().unwrap();
+        let names: Vec<_> = variables.iter().filter_map(|variable| variable["name"].as_str()).collect();
+        assert!(names.starts_with(&["datasource", "instance"]), "{}: {names:?}", board.name);
+        let of_services = board.panels.iter().flat_map(|panel| &panel.queries).any(|query| query.contains("$service"));
+        assert_eq!(names.contains(&"service"), of_services, "{}", board.name);
     }
 }

@@ -27,6 +27,15 @@ pub(crate) struct Args {
     test: bool,
 }
 
+/// What Prometheus and Grafana are given.
+const FOR_DASHBOARDS: [&str; 6] = [
+    "deploy/prometheus/tcpwatch.rules.yml",
+    "deploy/prometheus/tcpwatch.fleet.rules.yml",
+    "deploy/grafana/tcpwatch-overview.json",
+    "deploy/grafana/tcpwatch-resets.json",
+    "deploy/grafana/tcpwatch-services.json",
+    "deploy/grafana/tcpwatch-itself.json",
+];
 /// The Debian package links with the C library of the distribution, the tarball with none.
 const DEBIAN: &str = "x86_64-unknown-linux-gnu";
 const STATIC: &str = "x86_64-unknown-linux-musl";
@@ -135,9 +144,11 @@ fn files(binary: &Path) -> Result<Vec<Entry>> {
         entry("usr/share/doc/tcpwatch/README.md", 0o644, read("README.md")?),
         entry("usr/share/doc/tcpwatch/CHANGELOG.md", 0o644, read("CHANGELOG.md")?),
         entry("usr/share/doc/tcpwatch/LICENSE-MIT", 0o644, read("LICENSE-MIT")?),
-        entry("usr/share/tcpwatch/tcpwatch.rules.yml", 0o644, read("deploy/prometheus/tcpwatch.rules.yml")?),
-        entry("usr/share/tcpwatch/tcpwatch-overview.json", 0o644, read("deploy/grafana/tcpwatch-overview.json")?),
     ];
+    for path in FOR_DASHBOARDS {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        files.push(entry(&format!("usr/share/tcpwatch/{name}"), 0o644, read(path)?));
+    }
     for page in beneath(&root.join("docs"))? {
         let name = page.strip_prefix(&root)?.display().to_string();
         files.push(entry(&format!("usr/share/doc/tcpwatch/{name}"), 0o644, fs::read(&page)?));

@@ -1,5 +1,5 @@
-//! Prometheus for the tests: the programs of Debian's package, unpacked into the cache and not installed, since
-//! installing it would start a service on this host.
+//! Prometheus and its Alertmanager for the tests: the programs of Debian's packages, unpacked into the cache and not
+//! installed, since installing them would start services on this host.
 
 use std::{
     env, fs,
@@ -18,18 +18,18 @@ use crate::{
 /// Names the folder that has the programs; the tests look there first.
 pub(crate) const FOLDER_VAR: &str = "TCPWATCH_PROMETHEUS";
 /// Without apt.
-pub(crate) const REMEDY: &str =
-    "put `prometheus` and `promtool` in PATH, or name their folder with TCPWATCH_PROMETHEUS";
-const PACKAGE: &str = "prometheus";
-const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
+pub(crate) const REMEDY: &str = "put `prometheus`, `promtool` and `prometheus-alertmanager` into one folder of PATH, or \
+                                 name their folder with TCPWATCH_PROMETHEUS";
+const PACKAGES: [&str; 2] = ["prometheus", "prometheus-alertmanager"];
+const PROGRAMS: [&str; 3] = ["prometheus", "promtool", "prometheus-alertmanager"];
 
-/// The folder of both programs: the named one, else one of PATH, else the cache.
+/// The folder of all programs: the named one, else one of PATH, else the cache.
 pub(crate) fn find() -> Option<PathBuf> {
     if let Some(named) = env::var_os(FOLDER_VAR) {
-        return Some(PathBuf::from(named)).filter(|folder| has_both(folder));
+        return Some(PathBuf::from(named)).filter(|folder| has_all(folder));
     }
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).chain(unpacked().map(|root| root.join("usr/bin"))).find(|folder| has_both(folder))
+    env::split_paths(&path).chain(unpacked().map(|root| root.join("usr/bin"))).find(|folder| has_all(folder))
 }
 
 /// Unpacks them into the cache.
@@ -43,15 +43,18 @@ pub(crate) fn fetch(apt: &mut Apt) -> Result<PathBuf> {
         }
     }
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
-    say!("fetching {PACKAGE} into {}: its programs only, nothing is installed or started", root.display());
-    apt.download(PACKAGE, &work)?;
-    let archive = archive(&work)?;
-    succeed(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&work))?;
-    fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
+    let names = PACKAGES.join(" and ");
+    say!("fetching {names} into {}: their programs only, nothing is installed or started", root.display());
+    for package in PACKAGES {
+        apt.download(package, &work)?;
+        let archive = archive(&work)?;
+        succeed(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&work))?;
+        fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
+    }
     let programs = work.join("usr/bin");
     if let Some(broken) = PROGRAMS.iter().find(|program| !works(Command::new(programs.join(program)).arg("--version")))
     {
-        bail!("the package {PACKAGE} has no {broken} that runs here; {REMEDY}");
+        bail!("{names} have no {broken} that runs here; {REMEDY}");
     }
     fs::rename(&work, &root).with_context(|| format!("cannot rename {}", work.display()))?;
     Ok(root.join("usr/bin"))
@@ -61,7 +64,7 @@ fn unpacked() -> Option<PathBuf> {
     Some(toolchain::cache()?.join("prometheus"))
 }
 
-fn has_both(folder: &Path) -> bool {
+fn has_all(folder: &Path) -> bool {
     PROGRAMS.iter().all(|program| folder.join(program).is_file())
 }
 
@@ -78,8 +81,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_must_have_both_programs() {
-        assert!(!has_both(Path::new("/nowhere")));
+    fn a_folder_must_have_all_programs() {
+        assert!(!has_all(Path::new("/nowhere")));
         assert!(archive(Path::new("/nowhere")).is_err());
     }
 

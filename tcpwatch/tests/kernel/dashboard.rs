@@ -1,13 +1,27 @@
-//! The dashboard as data: its panels and what they ask for. Also a module of tests/deploy.rs.
+//! The dashboards as data: their panels and what they ask for. Also a module of tests/deploy.rs.
 
 use serde_json::Value;
 
-/// The file.
-pub(crate) const TEXT: &str = include_str!("../../../deploy/grafana/tcpwatch-overview.json");
+/// The files.
+pub(crate) const FILES: [(&str, &str); 4] = [
+    ("overview", include_str!("../../../deploy/grafana/tcpwatch-overview.json")),
+    ("resets", include_str!("../../../deploy/grafana/tcpwatch-resets.json")),
+    ("services", include_str!("../../../deploy/grafana/tcpwatch-services.json")),
+    ("itself", include_str!("../../../deploy/grafana/tcpwatch-itself.json")),
+];
 /// In the description of a panel that a healthy host leaves empty; the reason follows.
 pub(crate) const MAY_BE_EMPTY: &str = "May be empty: ";
 
-/// A panel that shows something.
+/// A dashboard.
+pub(crate) struct Dashboard {
+    /// What its file is named after.
+    pub(crate) name: &'static str,
+    pub(crate) json: Value,
+    /// Those that show data.
+    pub(crate) panels: Vec<Panel>,
+}
+
+/// A panel that shows data.
 pub(crate) struct Panel {
     pub(crate) title: String,
     /// Its queries, with the variables of the dashboard in them.
@@ -16,11 +30,24 @@ pub(crate) struct Panel {
     pub(crate) json: Value,
 }
 
-/// All panels but the rows that group them.
-pub(crate) fn panels() -> Vec<Panel> {
-    let dashboard: Value = serde_json::from_str(TEXT).expect("the dashboard is JSON");
-    let all = dashboard["panels"].as_array().expect("the dashboard has panels").clone();
-    all.into_iter().filter(|panel| panel["type"] != "row").map(Panel::read).collect()
+/// All dashboards.
+pub(crate) fn all() -> Vec<Dashboard> {
+    FILES.into_iter().map(|(name, text)| Dashboard::read(name, text)).collect()
+}
+
+impl Dashboard {
+    fn read(name: &'static str, text: &str) -> Self {
+        let json: Value = serde_json::from_str(text).expect("a dashboard is JSON");
+        let all = json["panels"].as_array().expect("a dashboard has panels").clone();
+        let panels = all.into_iter().filter(|panel| panel["type"] != "row" && panel["type"] != "text");
+        Self { name, panels: panels.map(Panel::read).collect(), json }
+    }
+
+    /// What the lists of its variables are made of.
+    pub(crate) fn definitions(&self) -> Vec<&str> {
+        let all = self.json["templating"]["list"].as_array().expect("a dashboard has variables");
+        all.iter().filter_map(|variable| variable["definition"].as_str()).collect()
+    }
 }
 
 impl Panel {
@@ -34,4 +61,15 @@ impl Panel {
             json,
         }
     }
+
+    /// Its legends, a query each.
+    pub(crate) fn legends(&self) -> impl Iterator<Item = &str> {
+        self.json["targets"].as_array().into_iter().flatten().map(|t| t["legendFormat"].as_str().unwrap_or_default())
+    }
+}
+
+/// The query as Grafana sends it, with these hosts and all services chosen.
+pub(crate) fn filled(query: &str, hosts: &str, rate: &str, range: &str) -> String {
+    let values = [("$__rate_interval", rate), ("$__range", range), ("$instance", hosts), ("$service", ".*")];
+    values.iter().fold(query.to_owned(), |query, (name, value)| query.replace(name, value))
 }

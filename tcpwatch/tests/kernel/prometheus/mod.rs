@@ -1,9 +1,16 @@
-//! What deploy/ has for Prometheus and Grafana, against a real Prometheus that scrapes a real daemon: every query of the
-//! dashboard returns rows, every rule evaluates, a storm fires and what is well does not.
+//! What deploy/ has for Prometheus, Alertmanager and Grafana, against a real Prometheus that scrapes real daemons: every query
+//! of the dashboards returns rows, every rule evaluates, a storm is told and what is well is not.
 
+mod alertmanager;
+mod draw;
+mod fleet;
+mod formats;
+mod healthy;
+mod pictures;
 mod server;
+mod traffic;
 
-use std::fs;
+use std::collections::BTreeSet;
 use std::path::{Path as FilePath, PathBuf};
 use std::time::Duration;
 
@@ -12,9 +19,10 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use tcpwatch_lab::{End, Family, Path, Traffic, harness};
 
-use self::server::{Prometheus, promtool};
+use self::server::{Prometheus, Setup, promtool};
+use self::traffic::while_busy;
 use crate::daemon::Daemon;
-use crate::dashboard::{self, Panel};
+use crate::dashboard::{self, Panel, filled};
 use crate::obstacle;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -23,12 +31,22 @@ pub(crate) fn trials() -> Vec<Trial> {
         harness::trial_unless("promtool_accepts_the_rules_and_their_tests", server::obstacle, accepted_rules),
         harness::trial_unless("promtool_has_no_complaint_about_a_scrape", both, accepted_scrape),
         harness::trial_unless("prometheus_answers_every_panel_and_every_rule", both, answers),
+        harness::trial_unless("prometheus_keeps_exemplars_of_openmetrics", both, formats::exemplars),
+        harness::trial_unless("prometheus_takes_native_histograms", both, formats::native),
+        harness::trial_unless("alertmanager_tells_of_a_storm_and_of_its_end", both, alertmanager::tells),
+        harness::trial_unless("prometheus_is_silent_for_an_hour_of_healthy_traffic", both, healthy::silent),
+        harness::trial_unless("prometheus_shows_two_hosts_and_what_they_cost", both, fleet::two_hosts),
+        harness::trial_unless("prometheus_has_what_the_pictures_of_dashboards_show", both, pictures::drawn),
     ]
 }
 
-const RULES: &str = include_str!("../../../../deploy/prometheus/tcpwatch.rules.yml");
-/// What comes of `refused` in one namespace: more than the floor of a storm, 10 a second over two minutes.
-const STORM: usize = 2500;
+/// The rules of a host, and those of many.
+const RULES: [&str; 2] = [
+    include_str!("../../../../deploy/prometheus/tcpwatch.rules.yml"),
+    include_str!("../../../../deploy/prometheus/tcpwatch.fleet.rules.yml"),
+];
+/// What the kernel tells only while its BPF statistics are on.
+const OF_STATISTICS: [&str; 2] = ["tcpwatch_program_runs_total", "tcpwatch_program_mean_run_seconds"];
 
 fn folder() -> PathBuf {
     FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus")
@@ -36,9 +54,9 @@ fn folder() -> PathBuf {
 
 fn accepted_rules() -> Result<()> {
     let said = promtool(&["check", "config", "prometheus.yml"], &folder(), "")?;
-    ensure!(said.contains("rules found"), "{said}");
-    let said = promtool(&["test", "rules", "tcpwatch.rules.test.yml"], &folder(), "")?;
-    ensure!(said.contains("SUCCESS"), "{said}");
+    ensure!(said.matches("rules found").count() == RULES.len(), "{said}");
+    let said = promtool(&["test", "rules", "tcpwatch.rules.test.yml", "tcpwatch.fleet.rules.test.yml"], &folder(), "")?;
+    ensure!(said.matches("SUCCESS").count() == RULES.len(), "{said}");
     Ok(())
 }
 
@@ -56,24 +74,29 @@ fn accepted_scrape() -> Result<()> {
 fn answers() -> Result<()> {
     let path = Path::builder().delay(Duration::from_millis(2)).build()?;
     let daemon = Daemon::watching(&[path.a(), path.b()])?;
-    let prometheus = Prometheus::scraping(daemon.address, &hasty(RULES))?;
+    let prometheus = Prometheus::start(&Setup { rules: RULES.map(hasty).to_vec(), ..Setup::of(&[daemon.address]) })?;
     // Whatever comes after a first scrape is a change that rate() sees.
     prometheus.wait(|p| Ok(p.rows("up{job=\"tcpwatch\"} == 1")?.pop()), "the first scrape")?;
-    let _open = traffic(&path)?;
-
-    let storms = prometheus.wait_firing("TcpwatchResetStorm")?;
-    ensure!(storms.iter().all(|alert| alert["labels"]["cause"] == "no_listener"), "{storms:?}");
-    ensure!(storms.iter().all(|alert| alert["labels"]["service"] == "none"), "{storms:?}");
-    let received = prometheus.wait_firing("TcpwatchResetsReceivedStorm")?;
-    ensure!(received.iter().all(|alert| alert["labels"]["state"] == "SYN_SENT"), "{received:?}");
-    for alert in storms.iter().chain(&received) {
-        complete(alert)?;
-    }
-    for panel in dashboard::panels() {
-        panel_has_rows(&prometheus, &panel, &daemon.address.to_string())?;
-    }
-    variables_have_values(&prometheus)?;
-    rules_evaluate(&prometheus)?;
+    let busy = |go_on: &_| traffic::of_all_kinds(&path, go_on);
+    let storm = |go_on: &_| traffic::storm(&path, go_on);
+    while_busy(&[&busy, &storm], || {
+        let storms = prometheus.wait_firing("TcpwatchResetStorm")?;
+        let storm = storms.iter().find(|alert| alert["labels"]["cause"] == "no_listener");
+        ensure!(storm.context("no storm")?["labels"]["service"] == "none", "{storms:?}");
+        let received = prometheus.wait_firing("TcpwatchResetsReceivedStorm")?;
+        for alert in storms.iter().chain(&received) {
+            complete(alert)?;
+        }
+        for board in dashboard::all() {
+            for panel in &board.panels {
+                panel_has_rows(&prometheus, panel, &daemon.address.to_string())
+                    .with_context(|| format!("dashboard {}", board.name))?;
+            }
+            variables_have_values(&prometheus, &board.definitions())?;
+        }
+        rules_evaluate(&prometheus)?;
+        every_metric_is_there(&prometheus)
+    })?;
     for well in ["TcpwatchTotalsIncomplete", "TcpwatchDetailsLost", "TcpwatchDown", "TcpwatchAbsent"] {
         ensure!(prometheus.state(well)? == "inactive", "{well} is {}", prometheus.state(well)?);
     }
@@ -93,36 +116,11 @@ fn hasty(rules: &str) -> String {
     lines.collect()
 }
 
-/// Transfers with losses, ends of all kinds, resets of several causes and a storm of them. What is returned stays open.
-fn traffic(path: &Path) -> Result<Vec<tcpwatch_lab::Pair>> {
-    let server = Traffic::over(path, Family::V4).listen()?;
-    let traffic = Traffic::over(path, Family::V4).congestion("cubic");
-    let mut pair = traffic.connect_to(&server)?;
-    pair.ping_pong(50, 200)?;
-    let losses = path.forward().drop_share(0.03, 7);
-    pair.send(End::Client, 1_000_000)?;
-    losses.remove();
-    for family in [Family::V4, Family::V6] {
-        let traffic = Traffic::over(path, family);
-        traffic.connect()?.close(End::Client)?;
-        traffic.connect()?.close(End::Server)?;
-        traffic.connect()?.abort(End::Client)?;
-        traffic.connect()?.close_with_unread(End::Server, 500)?;
-        traffic.connect()?.send_after_close(End::Server)?;
-        traffic.refused(3)?;
-    }
-    Traffic::loopback(path.a(), Family::V4).refused(STORM)?;
-    Ok(vec![pair])
-}
-
 /// Every query of a panel has rows with the labels of its legend, or the panel says that it may be empty.
 fn panel_has_rows(prometheus: &Prometheus, panel: &Panel, instance: &str) -> Result<()> {
     let instance = instance.replace('.', "\\\\.");
-    let targets = panel.json["targets"].as_array().context("no targets")?;
-    for (query, target) in panel.queries.iter().zip(targets) {
-        let query = [("$__rate_interval", "1m"), ("$__range", "1h"), ("$instance", &instance), ("$service", ".*")]
-            .iter()
-            .fold(query.clone(), |query, (name, value)| query.replace(name, value));
+    for (query, legend) in panel.queries.iter().zip(panel.legends()) {
+        let query = filled(query, &instance, "1m", "1h");
         ensure!(!query.contains('$'), "{}: a variable is not known: {query}", panel.title);
         let rows = if panel.may_be_empty {
             prometheus.rows(&query)?
@@ -130,7 +128,7 @@ fn panel_has_rows(prometheus: &Prometheus, panel: &Panel, instance: &str) -> Res
             let some = |p: &Prometheus| Ok(Some(p.rows(&query)?).filter(|rows| !rows.is_empty()));
             prometheus.wait(some, &format!("rows of \"{}\": {query}", panel.title))?
         };
-        for label in legend_labels(target["legendFormat"].as_str().unwrap_or_default()) {
+        for label in legend_labels(legend) {
             let named = rows.iter().all(|row| row["metric"][label].is_string());
             ensure!(named, "{}: no label {label} in {rows:?}", panel.title);
         }
@@ -144,22 +142,19 @@ fn legend_labels(legend: &str) -> impl Iterator<Item = &str> {
     legend.split("{{").skip(1).filter_map(|rest| rest.split("}}").next())
 }
 
-/// What the lists of the dashboard's variables are made of.
-fn variables_have_values(prometheus: &Prometheus) -> Result<()> {
-    let dashboard: Value = serde_json::from_str(dashboard::TEXT)?;
-    let all = dashboard["templating"]["list"].as_array().context("no variables")?;
-    let definitions: Vec<_> = all.iter().filter_map(|variable| variable["definition"].as_str()).collect();
-    ensure!(definitions.len() == 2, "{definitions:?}");
+/// What the lists of a dashboard's variables are made of.
+fn variables_have_values(prometheus: &Prometheus, definitions: &[&str]) -> Result<()> {
+    ensure!(!definitions.is_empty(), "no variables");
     for definition in definitions {
         let inside = definition.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
-        let (series, label) = inside.and_then(|inside| inside.rsplit_once(", ")).context(definition.to_owned())?;
+        let (series, label) = inside.and_then(|inside| inside.rsplit_once(", ")).context((*definition).to_owned())?;
         let rows = prometheus.rows(&format!("count by ({label}) ({})", series.replace("$instance", ".*")))?;
         ensure!(!rows.is_empty() && rows.iter().all(|row| row["metric"][label].is_string()), "{definition}: {rows:?}");
     }
     Ok(())
 }
 
-/// Every rule is loaded and evaluates; every record has rows, but what an hour's history takes.
+/// Every rule is loaded and evaluates; every record has rows, but what takes a history or what is not well.
 fn rules_evaluate(prometheus: &Prometheus) -> Result<()> {
     let mut count = 0;
     for kind in ["record", "alert"] {
@@ -169,16 +164,39 @@ fn rules_evaluate(prometheus: &Prometheus) -> Result<()> {
             ensure!(rule["health"] == "ok" && rule["lastError"].is_null(), "{rule}");
             let name = rule["name"].as_str().context("a rule without name")?;
             let query = rule["query"].as_str().context("a rule without expression")?;
-            let rows = prometheus.rows(query)?;
+            let may_be_empty = kind == "alert" || name.ends_with("_usual") || name.contains("detached");
+            let rows = prometheus.wait(
+                |p| Ok(Some(p.rows(query)?).filter(|rows| may_be_empty || !rows.is_empty())),
+                &format!("rows of {name}"),
+            )?;
             println!("{:>4} rows  {kind} {name}", rows.len());
-            if kind == "record" && !name.ends_with(":avg1h_usual") {
-                ensure!(!rows.is_empty() && !prometheus.rows(name)?.is_empty(), "{name} has no rows");
+            if !may_be_empty {
+                prometheus.wait(|p| Ok(p.rows(name)?.pop()), &format!("what is recorded as {name}"))?;
             }
             count += 1;
         }
     }
-    let written = fs::read_to_string(folder().join("tcpwatch.rules.yml"))?.matches("expr:").count();
+    let written: usize = RULES.iter().map(|rules| rules.matches("expr:").count()).sum();
     ensure!(count == written, "{count} rules are loaded of {written}");
+    Ok(())
+}
+
+/// Every metric that a rule or a dashboard names was scraped.
+fn every_metric_is_there(prometheus: &Prometheus) -> Result<()> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let texts = dashboard::all().into_iter().flat_map(|board| board.panels).flat_map(|panel| panel.queries);
+    let texts: Vec<_> = texts.chain(RULES.map(str::to_owned)).collect();
+    let words = texts.iter().flat_map(|text| text.split(|c| !is_part(c)));
+    let is_metric =
+        |word: &&str| ["tcpwatch_", "process_"].iter().any(|prefix| word.starts_with(prefix)) && !word.contains(':');
+    let named: BTreeSet<_> = words.filter(is_metric).filter(|word| !OF_STATISTICS.contains(word)).collect();
+    ensure!(named.len() > 30, "{named:?}");
+    let scraped = prometheus.api("label/__name__/values")?;
+    let scraped: BTreeSet<_> = scraped.as_array().context("no names")?.iter().filter_map(Value::as_str).collect();
+    // A native histogram has the bare name.
+    let there = |name: &str| scraped.contains(name) || scraped.contains(&*format!("{name}_bucket"));
+    let missing: Vec<_> = named.into_iter().filter(|name| !there(name)).collect();
+    ensure!(missing.is_empty(), "named and not scraped: {missing:?}");
     Ok(())
 }
 

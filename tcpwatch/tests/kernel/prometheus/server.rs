@@ -1,4 +1,4 @@
-//! A Prometheus of the test's own, on 127.0.0.1, with its data in a folder that goes with it.
+//! A Prometheus of the test's own, and an Alertmanager, on 127.0.0.1, with their data in folders that go with them.
 
 use std::env;
 use std::fmt::Write as _;
@@ -28,9 +28,14 @@ fn find(program: &str) -> Option<PathBuf> {
     folders.find_map(|folder| Some(folder.join(program)).filter(|path| path.is_file()))
 }
 
+/// Debian's name for it, and upstream's.
+const ALERTMANAGERS: [&str; 2] = ["prometheus-alertmanager", "alertmanager"];
+
 /// Why there is no Prometheus here; `None` when there is.
 pub(crate) fn obstacle() -> Option<String> {
-    let missing = ["prometheus", "promtool"].into_iter().find(|program| find(program).is_none())?;
+    let missing = ["prometheus", "promtool"].into_iter().find(|program| find(program).is_none());
+    let missing =
+        missing.or_else(|| ALERTMANAGERS.iter().all(|name| find(name).is_none()).then_some(ALERTMANAGERS[0]))?;
     Some(format!("no {missing}, neither by {FOLDER} nor in PATH: `cargo xtask setup` fetches it"))
 }
 
@@ -49,64 +54,148 @@ pub(crate) fn promtool(words: &[&str], folder: &Path, input: &str) -> Result<Str
     Ok(said)
 }
 
-/// A running Prometheus; it ends with the value.
-pub(crate) struct Prometheus {
+/// What a Prometheus is to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    /// What it scrapes, as the job `tcpwatch`.
+    pub(crate) targets: Vec<SocketAddr>,
+    /// Files of rules.
+    pub(crate) rules: Vec<String>,
+    /// Seconds between scrapes, and between evaluations.
+    pub(crate) interval: u32,
+    /// Where it sends alerts.
+    pub(crate) alertmanager: Option<SocketAddr>,
+    /// What it can do when asked to.
+    pub(crate) features: &'static str,
+}
+
+impl Setup {
+    /// Scrapes these every second, and does nothing else.
+    pub(crate) fn of(targets: &[SocketAddr]) -> Self {
+        Self { targets: targets.to_vec(), rules: Vec::new(), interval: 1, alertmanager: None, features: "" }
+    }
+
+    fn configuration(&self, folder: &Path) -> Result<String> {
+        let Self { targets, rules, interval, alertmanager, .. } = self;
+        let quoted = |all: &[SocketAddr]| -> Vec<_> { all.iter().map(|address| format!("\"{address}\"")).collect() };
+        let mut text = format!(
+            "global: {{ scrape_interval: {interval}s, scrape_timeout: 1s, evaluation_interval: {interval}s }}\n\
+             scrape_configs: [{{ job_name: tcpwatch, static_configs: [{{ targets: [{}] }}] }}]\nrule_files:\n",
+            quoted(targets).join(", ")
+        );
+        for (i, rules) in rules.iter().enumerate() {
+            fs::write(folder.join(format!("rules{i}.yml")), rules)?;
+            writeln!(text, "  - rules{i}.yml")?;
+        }
+        if let Some(address) = alertmanager {
+            let targets = format!("alertmanagers: [{{ static_configs: [{{ targets: [\"{address}\"] }}] }}]");
+            writeln!(text, "alerting:\n  {targets}")?;
+        }
+        Ok(text)
+    }
+}
+
+/// A program that serves HTTP here; it ends with the value.
+struct Served {
     child: Child,
     address: SocketAddr,
     log: Option<JoinHandle<()>>,
     _folder: tempfile::TempDir,
 }
 
-impl Prometheus {
-    /// Starts one that scrapes `target` and evaluates `rules` every second.
-    pub(crate) fn scraping(target: SocketAddr, rules: &str) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        fs::write(folder.path().join("rules.yml"), rules)?;
-        let configuration = format!(
-            "global: {{ scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s }}\n\
-             rule_files: [rules.yml]\n\
-             scrape_configs: [{{ job_name: tcpwatch, static_configs: [{{ targets: [\"{target}\"] }}] }}]\n"
-        );
-        fs::write(folder.path().join("prometheus.yml"), configuration)?;
-        let mut child = Command::new(find("prometheus").context("no prometheus")?)
-            .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data", "--web.listen-address=127.0.0.1:0"])
+impl Served {
+    /// Starts it, and waits until it says where it listens and, after that, these words.
+    fn start(program: PathBuf, words: &[&str], folder: tempfile::TempDir, ready: &str) -> Result<Self> {
+        let name = program.display().to_string();
+        let mut child = Command::new(program)
+            .args(words)
+            .arg("--web.listen-address=127.0.0.1:0")
             .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .context("cannot start prometheus")?;
+            .with_context(|| format!("cannot start {name}"))?;
         let stderr = child.stderr.take().context("no standard error")?;
         let mut started = Self { child, address: ([127, 0, 0, 1], 0).into(), log: None, _folder: folder };
-        started.read_log(BufReader::new(stderr))?;
+        started.read_log(BufReader::new(stderr), ready)?;
         Ok(started)
     }
 
     /// Reads what it logs until it serves requests, and has the rest read by a thread, lest it blocks.
-    fn read_log(&mut self, mut stderr: BufReader<ChildStderr>) -> Result<()> {
+    fn read_log(&mut self, mut stderr: BufReader<ChildStderr>, ready: &str) -> Result<()> {
         let mut said = String::new();
-        while !said.contains("Server is ready to receive web requests") {
+        while self.address.port() == 0 || !said.contains(ready) {
             let from = said.len();
             if stderr.read_line(&mut said)? == 0 {
-                bail!("prometheus ended: {said}");
+                bail!("it ended: {said}");
             }
             if let Some((_, address)) = said[from..].split_once("\"Listening on\" address=") {
                 self.address = address.trim().parse().with_context(|| format!("no address: {address}"))?;
             }
         }
-        ensure!(self.address.port() != 0, "prometheus does not say where it listens: {said}");
         self.log = Some(thread::spawn(move || {
             let _until_it_ends = stderr.read_to_string(&mut said);
+            if env::var_os("TCPWATCH_TEST_LOGS").is_some() {
+                println!("{said}");
+            }
         }));
         Ok(())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _already_gone = self.child.kill();
+        let _reaped = self.child.wait();
+        if let Some(log) = self.log.take() {
+            let _ended = log.join();
+        }
+    }
+}
+
+/// A running Alertmanager; it ends with the value.
+pub(crate) struct Alertmanager(Served);
+
+impl Alertmanager {
+    /// Starts one with this configuration.
+    pub(crate) fn start(configuration: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        fs::write(folder.path().join("alertmanager.yml"), configuration)?;
+        let program = ALERTMANAGERS.iter().find_map(|name| find(name)).context("no alertmanager")?;
+        let words = ["--config.file=alertmanager.yml", "--storage.path=data", "--cluster.listen-address="];
+        Ok(Self(Served::start(program, &words, folder, "Listening on")?))
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+}
+
+/// A running Prometheus; it ends with the value.
+pub(crate) struct Prometheus(Served);
+
+impl Prometheus {
+    /// Starts one.
+    pub(crate) fn start(setup: &Setup) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        fs::write(folder.path().join("prometheus.yml"), setup.configuration(folder.path())?)?;
+        let program = find("prometheus").context("no prometheus")?;
+        let features = format!("--enable-feature={}", setup.features);
+        let mut words = vec!["--config.file=prometheus.yml", "--storage.tsdb.path=data"];
+        if !setup.features.is_empty() {
+            words.push(&features);
+        }
+        Ok(Self(Served::start(program, &words, folder, "Server is ready to receive web requests")?))
     }
 
     /// What a path of the API answers: its `data`, or the error it tells.
     pub(crate) fn api(&self, path: &str) -> Result<Value> {
-        let mut stream = TcpStream::connect(self.address)?;
+        let mut stream = TcpStream::connect(self.0.address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         // 1.0, so that the answer comes in one piece and ends with the connection.
-        write!(stream, "GET /api/v1/{path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.address)?;
+        write!(stream, "GET /api/v1/{path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.0.address)?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (_, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP answer: {answer}"))?;
@@ -164,18 +253,8 @@ impl Prometheus {
     }
 }
 
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _already_gone = self.child.kill();
-        let _reaped = self.child.wait();
-        if let Some(log) = self.log.take() {
-            let _ended = log.join();
-        }
-    }
-}
-
 /// Percent-encoding of all that may not stand in a query as it is.
-fn percent(text: &str) -> String {
+pub(crate) fn percent(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         if byte.is_ascii_alphanumeric() {
             encoded.push(char::from(byte));
