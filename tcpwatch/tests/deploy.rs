@@ -175,3 +175,29 @@ fn every_dashboard_can_be_provisioned_beside_the_others() {
         assert_eq!(names.contains(&"service"), of_services, "{}", board.name);
     }
 }
+
+#[test]
+fn the_page_of_dashboards_is_up_to_date() {
+    let page = deploy_docs::page_of_dashboards(&dashboard::all());
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/DASHBOARDS.md");
+    if std::env::var_os("TCPWATCH_BLESS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        written == page,
+        "docs/DASHBOARDS.md is out of date: TCPWATCH_BLESS=1 cargo test --package tcpwatch --test deploy"
+    );
+}
+
+#[test]
+fn every_dashboard_has_a_picture_with_its_panels() {
+    for board in dashboard::all() {
+        let path = format!("{}/../docs/dashboards/{}.svg", env!("CARGO_MANIFEST_DIR"), board.name);
+        let picture = std::fs::read_to_string(&path).unwrap();
+        for panel in &board.panels {
+            let title = panel.title.replace('\'', "&apos;");
+            assert!(picture.contains(&title), "{title} is not in docs/dashboards/{}.svg", board.name);
+        }
+    }
+}

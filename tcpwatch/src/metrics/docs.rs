@@ -19,7 +19,11 @@ pub(crate) fn page() -> String {
          soon as their group is shown, so that `increase()` sees the first burst of each; the group itself is shown \
          with the first thing that it counts, or from the start for `service_ports`. A port that listens \
          here is a service, and so is a remote port once traffic to it lasts. The first that count something get series \
-         of their own, up to the setting `services`, and keep them; the others share `service=\"other\"`.\n",
+         of their own, up to the setting `services`, and keep them; the others share `service=\"other\"`.\n\n\
+         Who asks for it by `Accept`, as Prometheus does, gets OpenMetrics 1.0.0 in place of the plain text, with units, and with \
+         exemplars on the buckets of `tcpwatch_rtt_seconds` and on counters of resets: the `cookie` of a connection, and the \
+         fingerprint of a `stack`, of the last ten minutes. Who asks for protobuf gets `tcpwatch_rtt_seconds` as a native \
+         histogram too, beside its classic buckets: [FLEET.md](FLEET.md#native-histograms).\n",
         bound(services),
     )];
     let mut area = "";

@@ -113,3 +113,29 @@ fn matchers(rest: &str) -> impl Iterator<Item = &str> {
     let inside = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(inside, _)| inside);
     inside.split(',').filter(|matcher| !matcher.trim().is_empty())
 }
+
+/// docs/DASHBOARDS.md: the pictures, and what each panel shows in its own words.
+pub(crate) fn page_of_dashboards(boards: &[crate::dashboard::Dashboard]) -> String {
+    let mut page = "# Dashboards\n\n\
+         <!-- Written from deploy/grafana by `TCPWATCH_BLESS=1 cargo test --package tcpwatch --test deploy`; do not edit. -->\n\n\
+         What [deploy/grafana](../deploy/grafana) shows of a host with losses, resets of many kinds and a storm of them. The \
+         pictures are drawn by the tests from the queries of the panels, asked of a real Prometheus that scrapes a real \
+         daemon (`TCPWATCH_DRAW=docs/dashboards`, tests/kernel/prometheus/pictures.rs); Grafana draws them finer.\n\n\
+         **Install:** import the files in Grafana 10 or newer, or let it find them as \
+         [provisioning](../deploy/grafana/provisioning) says. Each asks for its data source; variables choose hosts and \
+         services, and a menu leads from one to another.\n"
+        .to_owned();
+    for board in boards {
+        let text = |key: &str| board.json[key].as_str().unwrap_or_default().to_owned();
+        let (title, about) = (text("title"), text("description"));
+        page += &format!(
+            "\n## {title}\n\n{about}\n\n![{title}](dashboards/{}.svg)\n\n| panel | shows |\n|---|---|\n",
+            board.name
+        );
+        for panel in &board.panels {
+            let shows = panel.json["description"].as_str().unwrap_or_default().replace('|', "\\|");
+            page += &format!("| {} | {shows} |\n", panel.title);
+        }
+    }
+    page
+}

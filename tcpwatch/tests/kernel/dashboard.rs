@@ -67,9 +67,3 @@ impl Panel {
         self.json["targets"].as_array().into_iter().flatten().map(|t| t["legendFormat"].as_str().unwrap_or_default())
     }
 }
-
-/// The query as Grafana sends it, with these hosts and all services chosen.
-pub(crate) fn filled(query: &str, hosts: &str, rate: &str, range: &str) -> String {
-    let values = [("$__rate_interval", rate), ("$__range", range), ("$instance", hosts), ("$service", ".*")];
-    values.iter().fold(query.to_owned(), |query, (name, value)| query.replace(name, value))
-}

@@ -149,6 +149,19 @@ fn a_host_with_everything_stays_below_the_computed_bound() {
     }
 }
 
+/// The sizes that docs/FLEET.md gives for a host where everything that can have a series has one.
+#[test]
+fn a_scrape_of_a_full_host_is_as_large_as_documented() {
+    let families = all_families(&sample::full(16));
+    let text = openmetrics::text(&families, |_| 1.7e9).unwrap();
+    let protobuf = protobuf::bytes(&families, |ktime_ns| ktime_ns);
+    let plain = plain_text(families).unwrap();
+    let sizes = [samples(&plain).len(), plain.len() / 1000, text.len() / 1000, protobuf.len() / 1000];
+    println!("series, kB of plain text, OpenMetrics and protobuf: {sizes:?}");
+    let most = [3428, 300, 310, 230];
+    assert!(sizes.iter().zip(most).all(|(size, most)| *size <= most), "{sizes:?}");
+}
+
 #[test]
 fn causes_begin_at_zero_in_every_group() {
     let text = text_of(&sample::empty());

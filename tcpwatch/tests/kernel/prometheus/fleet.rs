@@ -9,9 +9,9 @@ use tcpwatch_lab::Path;
 
 use super::server::{Prometheus, Setup};
 use super::traffic::{self, while_busy};
-use super::{RULES, hasty};
+use super::{RULES, filled, hasty};
 use crate::daemon::Daemon;
-use crate::dashboard::{self, filled};
+use crate::dashboard;
 
 /// The most bytes of plain text that a series takes, as docs/FLEET.md reckons.
 const BYTES_PER_SERIES: f64 = 120.0;
@@ -59,6 +59,10 @@ pub(crate) fn two_hosts() -> Result<()> {
         ensure!((both - 2.0).abs() < 0.1, "both send: {both}");
         Ok(())
     })?;
+    for records in ["service.*:.+", "fleet:.+"] {
+        let count = value(&prometheus, &format!("count({{__name__=~\"{records}\"}})"))?;
+        println!("{count} series are recorded as {records}");
+    }
     for daemon in &hosts {
         let (_, page) = daemon.get("/metrics")?;
         let series = page.lines().filter(|line| !line.starts_with('#')).count() as f64;

@@ -22,7 +22,7 @@ use tcpwatch_lab::{End, Family, Path, Traffic, harness};
 use self::server::{Prometheus, Setup, promtool};
 use self::traffic::while_busy;
 use crate::daemon::Daemon;
-use crate::dashboard::{self, Panel, filled};
+use crate::dashboard::{self, Panel};
 use crate::obstacle;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -33,7 +33,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         harness::trial_unless("prometheus_answers_every_panel_and_every_rule", both, answers),
         harness::trial_unless("prometheus_keeps_exemplars_of_openmetrics", both, formats::exemplars),
         harness::trial_unless("prometheus_takes_native_histograms", both, formats::native),
-        harness::trial_unless("alertmanager_tells_of_a_storm_and_of_its_end", both, alertmanager::tells),
+        harness::trial_unless("prometheus_and_alertmanager_tell_of_a_storm_and_its_end", both, alertmanager::tells),
         harness::trial_unless("prometheus_is_silent_for_an_hour_of_healthy_traffic", both, healthy::silent),
         harness::trial_unless("prometheus_shows_two_hosts_and_what_they_cost", both, fleet::two_hosts),
         harness::trial_unless("prometheus_has_what_the_pictures_of_dashboards_show", both, pictures::drawn),
@@ -53,8 +53,10 @@ fn folder() -> PathBuf {
 }
 
 fn accepted_rules() -> Result<()> {
-    let said = promtool(&["check", "config", "prometheus.yml"], &folder(), "")?;
-    ensure!(said.matches("rules found").count() == RULES.len(), "{said}");
+    for configuration in ["prometheus.yml", "prometheus.fleet.yml"] {
+        let said = promtool(&["check", "config", configuration], &folder(), "")?;
+        ensure!(said.matches("rules found").count() == RULES.len(), "{said}");
+    }
     let said = promtool(&["test", "rules", "tcpwatch.rules.test.yml", "tcpwatch.fleet.rules.test.yml"], &folder(), "")?;
     ensure!(said.matches("SUCCESS").count() == RULES.len(), "{said}");
     Ok(())
@@ -114,6 +116,12 @@ fn hasty(rules: &str) -> String {
         _ => format!("{line}\n"),
     });
     lines.collect()
+}
+
+/// The query as Grafana sends it, with these hosts and all services chosen.
+fn filled(query: &str, hosts: &str, rate: &str, range: &str) -> String {
+    let values = [("$__rate_interval", rate), ("$__range", range), ("$instance", hosts), ("$service", ".*")];
+    values.iter().fold(query.to_owned(), |query, (name, value)| query.replace(name, value))
 }
 
 /// Every query of a panel has rows with the labels of its legend, or the panel says that it may be empty.

@@ -16,9 +16,9 @@ use tcpwatch_lab::{Family, Path, Traffic};
 use super::draw::{self, Chart, Kind, Line};
 use super::server::{Prometheus, Setup, percent};
 use super::traffic::{self, while_busy};
-use super::{RULES, hasty};
+use super::{RULES, filled, hasty};
 use crate::daemon::Daemon;
-use crate::dashboard::{self, Dashboard, filled};
+use crate::dashboard::{self, Dashboard};
 
 /// What Grafana's `$__rate_interval` would be: four scrapes.
 const RATE: &str = "4s";
