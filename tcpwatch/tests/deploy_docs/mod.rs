@@ -128,14 +128,17 @@ pub(crate) fn page_of_dashboards(boards: &[crate::dashboard::Dashboard]) -> Stri
     for board in boards {
         let text = |key: &str| board.json[key].as_str().unwrap_or_default().to_owned();
         let (title, about) = (text("title"), text("description"));
-        page += &format!(
-            "\n## {title}\n\n{about}\n\n![{title}](dashboards/{}.svg)\n\n| panel | shows |\n|---|---|\n",
-            board.name
-        );
+        let lines = [
+            format!("\n## {title}\n\n{about}\n"),
+            format!("![{title}](dashboards/{}.svg)\n", board.name),
+            "| panel | shows |\n|---|---|".to_owned(),
+        ];
+        page.push_str(&lines.join("\n"));
         for panel in &board.panels {
             let shows = panel.json["description"].as_str().unwrap_or_default().replace('|', "\\|");
-            page += &format!("| {} | {shows} |\n", panel.title);
+            page.push_str(&["\n| ", &panel.title, " | ", &shows, " |"].concat());
         }
+        page.push('\n');
     }
     page
 }

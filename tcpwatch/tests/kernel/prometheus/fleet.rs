@@ -33,7 +33,8 @@ pub(crate) fn two_hosts() -> Result<()> {
     let busy = |go_on: &_| traffic::of_all_kinds(&path, go_on);
     let storm = |go_on: &_| traffic::storm(&path, go_on);
     while_busy(&[&busy, &storm], || {
-        ensure!((value(&prometheus, "sum(fleet:tcpwatch_hosts:count)")? - 2.0).abs() < 0.1, "not two hosts");
+        let both = "sum(fleet:tcpwatch_hosts:count) == 2";
+        prometheus.wait(|p| Ok(p.rows(both)?.pop()), both)?;
         // Until there are rates of all that happens, and the kernel's own counters have moved on both.
         for series in ["tcpwatch_reset_stacks_total", "tcpwatch_kernel_resets_sent_total", "tcpwatch_rtt_seconds_count"]
         {

@@ -108,7 +108,7 @@ pub(crate) fn native() -> Result<()> {
     // One series a group in place of 22.
     let series = prometheus.rows("count({__name__=~\"tcpwatch_rtt_seconds.*\"})")?;
     let groups = classic.series_of("tcpwatch_rtt_seconds_count");
-    ensure!(series[0]["value"][1] == groups.to_string(), "{series:?}, and {groups} groups");
+    ensure!(series[0]["value"][1].as_str() == Some(&*groups.to_string()), "{series:?}, and {groups} groups");
     let names = prometheus.api("label/__name__/values")?.to_string();
     ensure!(names.contains("\"tcpwatch_congestion_window_segments_bucket\""), "{names}");
     Ok(())

@@ -142,8 +142,7 @@ pub(crate) fn silent() -> Result<()> {
         }
     }
     fs::write(folder.path().join("worse.yml"), case(&worse)?)?;
-    let said =
-        promtool(&["test", "rules", "worse.yml"], folder.path(), "").map_or_else(|error| error.to_string(), |s| s);
+    let said = promtool(&["test", "rules", "worse.yml"], folder.path(), "").unwrap_or_else(|error| error.to_string());
     ensure!(said.contains("FAILED") && said.contains("TcpwatchResetRatioHigh"), "{said}");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The pictures of the dashboards in docs/dashboards: the queries of the panels, asked of a real Prometheus over time.
 //!
-//! A usual run draws a few seconds, and checks that there is something to see. With `TCPWATCH_DRAW=FOLDER` it takes three
+//! A usual run draws a few seconds, and checks that there is something to see. With `TCPWATCH_DRAW=FOLDER` it takes two
 //! minutes and leaves the pictures there.
 
 use std::collections::BTreeMap;
@@ -25,9 +25,11 @@ const RATE: &str = "4s";
 
 pub(crate) fn drawn() -> Result<()> {
     let folder = std::env::var_os("TCPWATCH_DRAW").map(PathBuf::from);
-    let seconds = if folder.is_some() { 180 } else { 12 };
+    let seconds = if folder.is_some() { 120 } else { 12 };
     let path = Path::builder().delay(Duration::from_millis(4)).build()?;
-    let daemon = Daemon::watching(&[path.a(), path.b()])?;
+    // A path of its own, whose resets are not lost with the segments of the other.
+    let well = Path::builder().delay(Duration::from_millis(1)).build()?;
+    let daemon = Daemon::watching(&[path.a(), path.b(), well.a(), well.b()])?;
     let features = "native-histograms";
     let rules = RULES.map(hasty).to_vec();
     // One that takes native histograms, and has no classic ones then, and one as it is installed.
@@ -36,7 +38,7 @@ pub(crate) fn drawn() -> Result<()> {
     usual.wait(|p| Ok(p.rows("up == 1")?.pop()), "the first scrape")?;
     let began = Instant::now();
     let busy = |go_on: &_| traffic::of_all_kinds(&path, go_on);
-    let healthy = |go_on: &_| traffic::healthy(&path, go_on);
+    let healthy = |go_on: &_| traffic::healthy(&well, go_on);
     while_busy(&[&busy, &healthy], || {
         let third = Duration::from_secs(seconds / 3);
         thread::sleep(third);
@@ -81,6 +83,9 @@ fn has_data(kind: &Kind) -> bool {
     }
 }
 
+/// Times and values.
+type Points = Vec<(f64, f64)>;
+
 /// Where the data is, and of when.
 struct Seen<'a> {
     usual: &'a Prometheus,
@@ -120,7 +125,7 @@ impl Seen<'_> {
     }
 
     /// The rows of a query over time: labels and points.
-    fn over_time(&self, query: &str) -> Result<Vec<(Value, Vec<(f64, f64)>)>> {
+    fn over_time(&self, query: &str) -> Result<Vec<(Value, Points)>> {
         let step = ((self.to - self.from) / 180.0).max(1.0);
         let (from, to) = (self.from, self.to);
         let path = format!("query_range?query={}&start={from}&end={to}&step={step}", percent(query));
@@ -146,7 +151,7 @@ impl Seen<'_> {
         Ok(lines)
     }
 
-    fn heat(&self, panel: &Value) -> Result<Vec<(f64, Vec<(f64, f64)>)>> {
+    fn heat(&self, panel: &Value) -> Result<Vec<(f64, Points)>> {
         let mut rows = Vec::new();
         for (query, _) in Self::targets(panel) {
             for (labels, points) in self.over_time(&query)? {

@@ -31,6 +31,9 @@ fn find(program: &str) -> Option<PathBuf> {
 /// Debian's name for it, and upstream's.
 const ALERTMANAGERS: [&str; 2] = ["prometheus-alertmanager", "alertmanager"];
 
+/// Of Debian's Alertmanager, below /usr/share.
+const TEMPLATES: &str = "prometheus/alertmanager/default.tmpl";
+
 /// Why there is no Prometheus here; `None` when there is.
 pub(crate) fn obstacle() -> Option<String> {
     let missing = ["prometheus", "promtool"].into_iter().find(|program| find(program).is_none());
@@ -164,7 +167,17 @@ impl Alertmanager {
         fs::write(folder.path().join("alertmanager.yml"), configuration)?;
         let program = ALERTMANAGERS.iter().find_map(|name| find(name)).context("no alertmanager")?;
         let words = ["--config.file=alertmanager.yml", "--storage.path=data", "--cluster.listen-address="];
-        Ok(Self(Served::start(program, &words, folder, "Listening on")?))
+        // Debian's reads its templates from where the package would be installed. Unpacked it has them beside itself:
+        // they are laid over that place, for this process only.
+        let share = program.ancestors().nth(2).map(|root| root.join("share")).unwrap_or_default();
+        if !share.join(TEMPLATES).exists() || Path::new("/usr/share").join(TEMPLATES).exists() {
+            return Ok(Self(Served::start(program, &words, folder, "Listening on")?));
+        }
+        let layers = format!("lowerdir={}:/usr/share", share.display());
+        let lay = "mount -t overlay overlay -o \"$0\" /usr/share && exec \"$@\"";
+        let program = program.to_str().context("a path is not UTF-8")?;
+        let words: Vec<_> = ["--mount", "sh", "-c", lay, &layers, program].into_iter().chain(words).collect();
+        Ok(Self(Served::start("unshare".into(), &words, folder, "Listening on")?))
     }
 
     /// Where it listens.

@@ -10,11 +10,11 @@ use tcpwatch_lab::{End, Family, Pair, Path, Traffic};
 /// Refused connections a second, which is a storm.
 const STORM_RATE: u32 = 200;
 
+/// Goes on until it is told not to.
+type Work<'a> = dyn Fn(&AtomicBool) -> Result<()> + Sync + 'a;
+
 /// Does `what` while `work` goes on in other threads; an error of either is the error.
-pub(crate) fn while_busy<T>(
-    work: &[&(dyn Fn(&AtomicBool) -> Result<()> + Sync)],
-    what: impl FnOnce() -> Result<T>,
-) -> Result<T> {
+pub(crate) fn while_busy<T>(work: &[&Work<'_>], what: impl FnOnce() -> Result<T>) -> Result<T> {
     let go_on = AtomicBool::new(true);
     thread::scope(|scope| {
         let threads: Vec<_> = work.iter().map(|work| scope.spawn(|| work(&go_on))).collect();
@@ -75,7 +75,6 @@ pub(crate) fn storm(path: &Path, go_on: &AtomicBool) -> Result<()> {
 pub(crate) fn healthy(path: &Path, go_on: &AtomicBool) -> Result<()> {
     let traffic = Traffic::over(path, Family::V4);
     let server = traffic.listen()?;
-    let losses = path.forward().drop_share(0.002, 11);
     let mut open = traffic.connect_to(&server)?;
     for request in 1.. {
         if !goes_on(go_on) {
@@ -83,17 +82,19 @@ pub(crate) fn healthy(path: &Path, go_on: &AtomicBool) -> Result<()> {
         }
         open.ping_pong(5, 300)?;
         if request % 5 == 0 {
+            // Only here: a reset that is lost is not sent again, and waited for in vain.
+            let losses = path.forward().drop_share(0.005, request);
             open.send(End::Client, 100_000)?;
+            losses.remove();
         }
         let mut short = traffic.connect_to(&server)?;
         short.ping_pong(2, 1000)?;
         if request % 20 == 0 {
-            short.abort(End::Client)?
+            short.abort(End::Client)?;
         } else {
-            short.close(End::Client)?
+            short.close(End::Client)?;
         }
         thread::sleep(Duration::from_millis(10));
     }
-    losses.remove();
     open.close(End::Client)
 }
