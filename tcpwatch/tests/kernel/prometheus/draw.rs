@@ -243,7 +243,8 @@ fn table(area: &Area<'_>, rows: &[Vec<String>]) -> Result<()> {
     }
     for (i, row) in rows.iter().take((height / 17) as usize).enumerate() {
         for (column, cell) in row.iter().enumerate() {
-            let room = (width as i32 - at[column]).max(0) as usize / 6;
+            let end = at.get(column + 1).copied().unwrap_or(width as i32);
+            let room = (end - at[column]).max(0) as usize / 7;
             let text: String = cell.chars().take(room).collect();
             words(area, &text, (at[column], i as i32 * 17), 12, if i == 0 { &COLOURS[2] } else { &INK })?;
         }
