@@ -297,7 +297,12 @@ impl Running {
         loop {
             tokio::select! {
                 () = &mut end => return Ok(()),
-                more = daemon.next_batch() => more?,
+                batch = daemon.next_batch() => {
+                    // Where records come faster than they are taken, nobody else would ever get a word in.
+                    if !batch?.drained {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 _ = tick.tick() => {
                     daemon.every_tick()?;
                     daemon.publish(publish)?;
@@ -461,9 +466,11 @@ impl Daemon {
     }
 
     /// Waits for records and takes a batch of them.
-    pub(crate) async fn next_batch(&mut self) -> Result<(), DaemonError> {
+    pub(crate) async fn next_batch(&mut self) -> Result<Batch, DaemonError> {
         let batch = self.source.next_batch(|record| self.inbox.take(record)).await;
-        self.after(batch.map_err(|source| DaemonError::System { what: "read the ring buffer", source })?)
+        let batch = batch.map_err(|source| DaemonError::System { what: "read the ring buffer", source })?;
+        self.after(batch)?;
+        Ok(batch)
     }
 
     /// Takes what waits in the ring.

@@ -54,7 +54,9 @@ async fn record(config: &Config, args: &Record) -> Result<(), DaemonError> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = &mut enough => break,
-            more = daemon.next_batch() => more?,
+            batch = daemon.next_batch() => {
+                batch?;
+            }
             _ = tick.tick() => {
                 daemon.every_tick()?;
                 shown.take(&*daemon.read()?);

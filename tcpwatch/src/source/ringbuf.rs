@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 use crate::sys;
 
 /// Records taken in one go before the daemon looks at its other work.
-const BATCH: usize = 4096;
+const BATCH: usize = 1024;
 /// What the kernel puts before each record, and the alignment it rounds to (`BPF_RINGBUF_HDR_SZ`).
 const HEADER: u64 = 8;
 

@@ -68,7 +68,7 @@ impl Kind {
 
 /// A few seconds, or the minute that `cargo xtask test full` takes.
 fn duration() -> Duration {
-    Duration::from_secs(if std::env::var_os("TCPWATCH_TEST_FULL").is_some() { 60 } else { 4 })
+    Duration::from_secs(if crate::is_long() { 60 } else { 4 })
 }
 
 fn under(kinds: &[Kind]) -> Result<()> {
@@ -79,7 +79,7 @@ fn under(kinds: &[Kind]) -> Result<()> {
     daemon.wait("the first snapshot", |m| m.has(SENT))?;
     let before = ns.counters()?;
     let (memory, cpu) = (daemon.resident_bytes()?, daemon.cpu_seconds()?);
-    let (stop, slowest_us) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, slowest_us, halfway) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let began = Instant::now();
     let made: u64 = thread::scope(|scope| {
         let floods: Vec<_> = kinds.iter().map(|kind| scope.spawn(|| ns.run(|| kind.run(&stop)))).collect();
@@ -89,6 +89,9 @@ fn under(kinds: &[Kind]) -> Result<()> {
                 daemon.metrics()?;
                 slowest_us.fetch_max(asked.elapsed().as_micros() as u64, Ordering::Relaxed);
                 top(&daemon)?;
+                if began.elapsed() > duration() / 2 && halfway.load(Ordering::Relaxed) == 0 {
+                    halfway.store(daemon.resident_bytes()?, Ordering::Relaxed);
+                }
                 thread::sleep(Duration::from_millis(300));
             }
             Ok(())
@@ -102,18 +105,24 @@ fn under(kinds: &[Kind]) -> Result<()> {
     .sum();
     let (took, cpu) = (began.elapsed().as_secs_f64(), daemon.cpu_seconds()? - cpu);
     let metrics = exact(&daemon, &ns, made as i64, &before)?;
-    let grown = daemon.resident_bytes()?.saturating_sub(memory);
+    let now = daemon.resident_bytes()?;
+    let (grown, late) = (now.saturating_sub(memory), now.saturating_sub(halfway.load(Ordering::Relaxed)));
     let slowest = Duration::from_micros(slowest_us.load(Ordering::Relaxed));
     println!(
-        "{:.0} resets a second for {took:.0} s; daemon: {:.1} % of a processor, {} KB more; slowest scrape {slowest:?}; \
-         {} details throttled",
+        "{:.0} resets a second for {took:.0} s; daemon: {:.1} % of a processor, {} KB more, {} KB of it in the second half; \
+         slowest scrape {slowest:?}; {} details throttled",
         made as f64 / took,
         cpu / took * 100.0,
         grown >> 10,
+        late >> 10,
         metrics.count(LOST, &["where=\"throttled\""]),
     );
     ensure!(slowest < PATIENCE, "a scrape took {slowest:?}");
     ensure!(grown < 64 << 20, "{grown} bytes more");
+    // What it keeps of resets is full long before.
+    if crate::is_long() {
+        ensure!(late < 4 << 20, "{late} bytes more in the second half of {took} s");
+    }
     // It may take what its records cost, and no processor for itself. A build for debugging is several times slower.
     let most = if cfg!(debug_assertions) { 0.9 } else { 0.5 };
     ensure!(cpu / took < most, "the daemon took {:.1} % of a processor", cpu / took * 100.0);
