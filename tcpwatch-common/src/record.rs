@@ -353,8 +353,10 @@ wire! {
         pub backoff: u8,
         /// Which of the fields are facts: bits of [`crate::reset::known`].
         pub known: u8,
+        /// Probes (of keepalive or of a zero window) that went unanswered.
+        pub probes_out: u8,
         /// Padding.
-        pub reserved: u16,
+        pub reserved: u8,
     }
 }
 

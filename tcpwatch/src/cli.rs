@@ -17,6 +17,7 @@ use crate::config::{self, Choice, ConfigError, Flag, Layers, Resolved};
 use crate::explain;
 use crate::filter;
 use crate::http::WebConfigError;
+use crate::meaning;
 use crate::metrics;
 use crate::reload;
 use crate::top::columns;
@@ -244,6 +245,8 @@ enum Topic {
     ManList,
     /// docs/FILTER.md
     Filter,
+    /// docs/RESETS.md
+    Resets,
 }
 
 /// Why there is no answer.
@@ -317,6 +320,7 @@ pub(crate) fn answer(cli: &Cli, out: &mut impl Write) -> Result<bool, CliError> 
         Command::Docs(Docs { topic: Topic::Metrics, .. }) => metrics::docs::page(),
         Command::Docs(Docs { topic: Topic::Config, .. }) => config::example(),
         Command::Docs(Docs { topic: Topic::Filter, .. }) => filter::docs::page(),
+        Command::Docs(Docs { topic: Topic::Resets, .. }) => meaning::docs::page(),
         Command::Docs(Docs { topic: Topic::ConfigMd, .. }) => config::page(),
         Command::Docs(Docs { topic: Topic::Man, page }) => manual(page).map_err(CliError::Output)?,
         Command::Docs(Docs { topic: Topic::ManList, .. }) => {

@@ -517,7 +517,7 @@ impl Daemon {
         self.names.ask(owners.into_iter().map(ended).collect());
         self.name();
         self.surroundings.look(&mut self.maps.namespaces);
-        self.inbox.teller.limits = self.surroundings.limits();
+        self.inbox.intake.settings(&self.surroundings.limits());
         self.govern()?;
         self.apply_grants()
     }

@@ -1,6 +1,5 @@
 //! Makes events of records, for those who listen. The oldest is overwritten when one of them is slow, who is told.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -14,8 +13,7 @@ use crate::aggregate::snapshot::Service;
 use crate::api::event::{Event, Surroundings};
 use crate::api::interest::Interests;
 use crate::api::owner::Owner;
-use crate::meaning::lately::SentLately;
-use crate::meaning::{Around, Limits};
+use crate::meaning::Around;
 
 /// Events that a slow listener may lag behind.
 const KEPT: usize = 4096;
@@ -30,17 +28,13 @@ pub(crate) struct Teller {
     /// What they want to hear of.
     pub(crate) interests: Arc<Interests>,
     ended: LruCache<u64, Arc<ConnRecord>>,
-    /// What explains resets: settings by namespace, and the resets sent a moment ago.
-    pub(crate) limits: BTreeMap<u32, Arc<Limits>>,
-    sent: SentLately,
 }
 
 impl Teller {
     /// With nobody who listens.
     pub(crate) fn new() -> Self {
         let ended = LruCache::new(NonZeroUsize::new(ENDED).unwrap_or(NonZeroUsize::MIN));
-        let (limits, sent) = (BTreeMap::new(), SentLately::default());
-        Self { sender: broadcast::channel(KEPT).0, interests: Arc::default(), ended, limits, sent }
+        Self { sender: broadcast::channel(KEPT).0, interests: Arc::default(), ended }
     }
 
     /// Tells of a record that `aggregator` has taken.
@@ -53,30 +47,16 @@ impl Teller {
         if let Record::Conn(Kind::Close, conn) = &record {
             self.ended.push(conn.cookie, Arc::new(*conn));
         }
-        if let Record::Reset(Kind::Reset, reset) = &record {
-            self.sent.sent(reset.header.ktime_ns, reset.key);
-        }
         if !self.interests.wanted(Event::kind_of(&record)) {
             return;
         }
         if let Some(event) = Event::of(&record, &Known { aggregator, ended: &self.ended }) {
-            let event = event.among(self.around(&record, aggregator));
+            let around = match &record {
+                Record::Reset(kind, reset) => aggregator.around(*kind, reset),
+                _ => Around::default(),
+            };
+            let event = event.among(around);
             let _nobody_listens_any_more = self.sender.send(Arc::new(event));
-        }
-    }
-}
-
-impl Teller {
-    /// What explains a reset, beyond its record.
-    fn around(&self, record: &Record, aggregator: &Aggregator) -> Around {
-        let Record::Reset(kind, reset) = record else { return Around::default() };
-        let at_ns = reset.header.ktime_ns;
-        let started_ns = aggregator.started_ns(reset.cookie);
-        Around {
-            limits: self.limits.get(&reset.key.netns).cloned(),
-            listener: aggregator.listener(&reset.key),
-            age_ms: started_ns.map(|started_ns| at_ns.saturating_sub(started_ns) / 1_000_000),
-            by_nobody: *kind == Kind::ResetReceived && self.sent.by_nobody(at_ns, &reset.key),
         }
     }
 }

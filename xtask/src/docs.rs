@@ -7,8 +7,12 @@ use anyhow::{Context as _, Result, bail};
 use crate::process::{cargo, root, say, stdout_of, succeed, target_dir};
 
 /// What to give `tcpwatch docs`, and the page it prints.
-const PAGES: [(&str, &str); 3] =
-    [("metrics", "docs/METRICS.md"), ("config-md", "docs/CONFIG.md"), ("filter", "docs/FILTER.md")];
+const PAGES: [(&str, &str); 4] = [
+    ("metrics", "docs/METRICS.md"),
+    ("config-md", "docs/CONFIG.md"),
+    ("filter", "docs/FILTER.md"),
+    ("resets", "docs/RESETS.md"),
+];
 
 /// Write the generated pages of docs/
 #[derive(clap::Args)]

@@ -201,6 +201,7 @@ fn socket(sk: *const u8, r: &mut ResetRecord) {
     r.snd_cwnd = field(sk, &LAYOUT.snd_cwnd);
     r.total_retrans = field(sk, &LAYOUT.total_retrans);
     r.backoff = field(sk, &LAYOUT.icsk_backoff);
+    r.probes_out = field(sk, &LAYOUT.icsk_probes_out);
     r.uid = field(sk, &LAYOUT.sk_uid);
     (r.started_ns, r.history, r.state_since_ms, r.reserved) = (0, 0, 0, 0);
 }
@@ -211,7 +212,7 @@ fn no_socket(r: &mut ResetRecord) {
     (r.linger_jiffies, r.bytes_sent, r.bytes_received, r.started_ns) = (0, 0, 0, 0);
     (r.unread_bytes, r.unsent_bytes, r.unacked_bytes, r.srtt_us) = (0, 0, 0, 0);
     (r.snd_cwnd, r.total_retrans, r.history, r.state_since_ms) = (0, 0, 0, 0);
-    (r.uid, r.backoff, r.reserved) = (0, 0, 0);
+    (r.uid, r.backoff, r.probes_out, r.reserved) = (0, 0, 0, 0);
 }
 
 #[inline(always)]

@@ -67,6 +67,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
                 known: known::SOCKET
                     | if sock.lingers() { known::LINGER } else { 0 }
                     | if sock.is_unheld() { known::ORPHAN } else { 0 },
+                probes_out: 0,
                 reserved: 0,
             });
         }

@@ -27,9 +27,11 @@ use self::resets::{ResetReport, Resets};
 use self::services::{Grant, Services};
 use self::snapshot::{Compared, Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
-use crate::api::{self, Listing};
+use crate::api::{self, Listing, Moment};
 use crate::explain::{Picture, Short};
 use crate::kernel::maps::{Counters, SlotCounters};
+use crate::meaning::lately::SentLately;
+use crate::meaning::{Around, Limits, Meaning};
 use crate::recording::ResetStack;
 use crate::storm::evidence::{Detail, Process};
 use crate::storm::{self, Rules, Storms};
@@ -76,7 +78,13 @@ pub(crate) struct Aggregator {
     began_ns: u64,
     /// Closed connections in sum, by group slot.
     short: Vec<Short>,
+    /// Settings by network namespace, which explain resets.
+    settings: BTreeMap<u32, Arc<Limits>>,
+    sent_lately: SentLately,
 }
+
+/// Namespaces whose settings are kept; a recording may not have more either.
+const MOST_SETTINGS: usize = 4096;
 
 impl Aggregator {
     /// Begins with nothing, at `now_ns` of CLOCK_MONOTONIC.
@@ -95,6 +103,8 @@ impl Aggregator {
             errors: [0; DECODE_REASONS.len()],
             began_ns: now_ns,
             short: vec![Short::default(); slot::COUNT],
+            settings: BTreeMap::new(),
+            sent_lately: SentLately::default(),
         }
     }
 
@@ -129,13 +139,18 @@ impl Aggregator {
             }
             Record::Reset(kind, reset) => {
                 self.count(*kind);
-                self.reset(*kind, reset);
                 self.exemplars.reset(*kind, reset);
+                if *kind == Kind::Reset {
+                    self.sent_lately.sent(reset.header.ktime_ns, reset.key);
+                }
                 let owner = self.owner_of(reset.cookie, &reset.key).or_else(|| Owner::of_socket(reset));
                 if let Some(owner) = &owner {
                     self.owners.note(owner, reset.header.ktime_ns);
                 }
-                self.resets.take(*kind, reset, self.table.get(reset.cookie).cloned(), owner);
+                let connection = self.table.get(reset.cookie).cloned();
+                let around = self.around(*kind, reset);
+                self.resets.take(*kind, reset, connection, owner, around);
+                self.reset(*kind, reset);
                 None
             }
             Record::Listener(listener) => {
@@ -158,12 +173,43 @@ impl Aggregator {
         }
     }
 
+    /// What explains a reset, beyond its record.
+    pub(crate) fn around(&self, kind: Kind, reset: &ResetRecord) -> Around {
+        Around {
+            limits: self.settings.get(&reset.key.netns).cloned(),
+            listener: self.listener(&reset.key),
+            by_nobody: kind == Kind::ResetReceived && self.sent_lately.by_nobody(reset.header.ktime_ns, &reset.key),
+        }
+    }
+
+    /// Takes the settings of a namespace; `None` when it has ended.
+    pub(crate) fn settings(&mut self, netns: u32, limits: Option<&Arc<Limits>>) {
+        match limits {
+            Some(limits) if self.settings.len() < MOST_SETTINGS || self.settings.contains_key(&netns) => {
+                self.settings.insert(netns, Arc::clone(limits));
+            }
+            Some(_) => {}
+            None => {
+                self.settings.remove(&netns);
+            }
+        }
+    }
+
+    /// The settings that it was given.
+    pub(crate) fn all_settings(&self) -> &BTreeMap<u32, Arc<Limits>> {
+        &self.settings
+    }
+
     fn reset(&mut self, kind: Kind, reset: &ResetRecord) {
         let cause = if kind == Kind::ResetReceived { storm::RECEIVED } else { usize::from(reset.cause) };
         let service = self.services.shown(reset.slot);
         // It takes a while to find: only for those that may belong to a storm.
-        let owner = if self.storms.high(service, cause) { self.owner(reset.cookie, &reset.key) } else { None };
+        let high = self.storms.high(service, cause);
+        let owner = if high { self.owner(reset.cookie, &reset.key) } else { None };
+        let example = if high && !self.storms.has_example(service, cause) { self.explained(kind, reset) } else { None };
         let detail = Detail {
+            stack: reset.stack,
+            example,
             peer: storm::peer(reset.key.remote),
             port: if service.0 == Direction::Outbound { reset.key.remote_port } else { reset.key.local_port },
             owner: owner.map(|owner| Process { comm: owner.comm, unit: owner.unit, container: owner.container }),
@@ -225,9 +271,12 @@ impl Aggregator {
         open.or_else(|| self.owners.of_closed(cookie)).or_else(listener)
     }
 
-    /// When a connection was opened, or first seen, ns.
-    pub(crate) fn started_ns(&self, cookie: u64) -> Option<u64> {
-        self.table.get(cookie).map(|conn| conn.started_ns).filter(|started_ns| *started_ns != 0)
+    /// What the reset means that was taken last.
+    fn explained(&self, kind: Kind, reset: &ResetRecord) -> Option<Arc<Meaning>> {
+        let evidence = self.resets.newest_of(kind, reset)?;
+        let moment = Moment { ktime_ns: reset.header.ktime_ns, ticks_per_second: self.facts.ticks_per_second };
+        let told = api::resets::Reset::new(evidence, None, moment, &self.facts.reasons, self.owners.names());
+        Some(Arc::new(told.meaning))
     }
 
     /// Who listens at the local end of `key`.
@@ -336,7 +385,7 @@ impl Aggregator {
         self.resets.read(reading.ktime_ns, &groups);
         let stacks = self.resets.stacks.count(&counters.stacks);
         let rtt = self.recent.quantiles(&groups, reading.ktime_ns);
-        let storms = self.storms.read(reading.ktime_ns, &groups);
+        let storms = self.storms.read(reading.ktime_ns, &groups, &self.resets.stacks);
         let (services, known) = (&self.services, &self.resets.stacks);
         let exemplars =
             self.exemplars.shown(reading.ktime_ns, |slot| services.shown(slot), |key| known.fingerprint(key));

@@ -9,18 +9,16 @@ use tcpwatch_common::conn::ConnKey;
 use tcpwatch_common::record::{ConnRecord, Kind, Record, ResetRecord};
 use tcpwatch_common::reset::{ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
-use tcpwatch_common::state::{TcpState, ca_state};
+use tcpwatch_common::state::ca_state;
 
 use super::connection::Connection;
 use super::owner::Owner;
+use super::resets::Seen;
 use super::{Moment, ends, line, state_name};
 use crate::aggregate::owners::{self, Names};
 use crate::aggregate::snapshot::Service;
 use crate::filter::{ConnFacts, Fact, Subject, Value, of_key};
-use crate::meaning::{self, Around, Facts, Meaning};
-
-/// Flag bits of a TCP header, from the lowest.
-const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
+use crate::meaning::{Around, Meaning};
 
 /// Something that happened. Cheap to make; words are made of it for those who listen.
 #[derive(Clone, Debug)]
@@ -282,7 +280,7 @@ impl Event {
                     state: socket_state(record.state),
                     unread_bytes: record.unread_bytes,
                     unacked_bytes: record.unacked_bytes,
-                    meaning: self.meaning(*kind, record, reasons),
+                    meaning: self.meaning(*kind, record, moment, reasons),
                 };
                 told(when(record.header.ktime_ns), &reset)
             }
@@ -371,41 +369,10 @@ fn socket_state(number: u8) -> &'static str {
 }
 
 impl Event {
-    fn meaning(&self, kind: Kind, record: &ResetRecord, reasons: &[String]) -> Meaning {
-        let received = kind == Kind::ResetReceived;
-        let (local, remote) = ends(&record.key);
-        let known = record.key.ip_version != 0 && (record.key.local_port, record.key.remote_port) != (0, 0);
-        let flags: Vec<_> =
-            (0..).zip(FLAGS).filter(|(bit, _)| record.tcp_flags >> bit & 1 != 0).map(|(_, f)| f.to_owned()).collect();
-        let socket = (record.cookie != 0).then(|| meaning::Socket {
-            unread_bytes: record.unread_bytes,
-            // That is how the cause is told.
-            linger_ms: (!received && record.cause == ResetCause::LingerZero as u8).then_some(0),
-            // A SYN counts as a byte, and carries none.
-            unacked_bytes: if record.state == TcpState::SynSent as u8 { 0 } else { record.unacked_bytes },
-            ..meaning::Socket::default()
-        });
-        let Around { limits, listener, age_ms, by_nobody } = &self.around;
-        meaning::of(&Facts {
-            received,
-            cause: if received { "" } else { ResetCause::from_u8(record.cause).map_or("unknown", ResetCause::name) },
-            reason: if received { "" } else { reasons.get(record.reason as usize).map_or("none", String::as_str) },
-            local: known.then_some(local),
-            remote: known.then_some(remote),
-            state: if record.state == 0 { "" } else { state_name(record.state) },
-            age_ms: *age_ms,
-            flags: &flags,
-            socket,
-            owner: self.owner.as_ref().map(|owner| meaning::Owner {
-                comm: &owner.comm,
-                pid: owner.pid,
-                unit: owner.unit.as_deref(),
-            }),
-            limits: limits.as_deref(),
-            listener: *listener,
-            sent_by_nobody: *by_nobody,
-            ..Facts::default()
-        })
+    fn meaning(&self, kind: Kind, record: &ResetRecord, moment: Moment, reasons: &[String]) -> Meaning {
+        let connection = self.connection.as_deref();
+        let seen = Seen { kind, record, connection, owner: self.owner.clone(), around: &self.around };
+        super::resets::Reset::of(seen, moment, reasons).meaning
     }
 }
 
@@ -445,6 +412,7 @@ pub(super) fn schemas(of: &mut schemars::SchemaGenerator) -> Vec<schemars::Schem
 #[cfg(test)]
 mod tests {
     use tcpwatch_common::record::{ABI, Header, ListenerRecord, RetransmitRecord, decode, encode};
+    use tcpwatch_common::reset::known;
 
     use super::super::connection::tests::{busy, named};
     use super::*;
@@ -489,6 +457,7 @@ mod tests {
                 }
                 Record::Reset(_, r) => {
                     (r.cookie, r.key, r.cause, r.state, r.reason, r.unread_bytes) = (1, key, 2, 1, 1, 9);
+                    r.known = known::SOCKET;
                 }
                 Record::Listener(r) => (r.up, r.backlog, r.pid) = (1, 128, 7),
                 Record::Conn(..) => {}

@@ -7,8 +7,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::line;
-use crate::storm::evidence::Process;
+use super::text::time;
+use crate::meaning::Meaning;
+use crate::storm::evidence::{Process, StackShare};
 use crate::storm::{self, CAUSES, Change, Muted, Report};
+
+/// The cause of storms of resets received.
+const RECEIVED_NAME: &str = CAUSES[storm::RECEIVED];
 
 /// Peers and ports that are listed of a storm.
 const MOST_LISTED: usize = 10;
@@ -65,6 +70,26 @@ pub(crate) struct Storm {
     pub(crate) ports: Vec<Port>,
     /// Whose sockets they were, where that is known.
     pub(crate) owners: Vec<Owner>,
+    /// Kernel stacks that sent them, those with most first; none of resets received.
+    pub(crate) stacks: Vec<StackResets>,
+    /// What happened, in words.
+    pub(crate) sentence: String,
+    /// What to do about it; null while none of them was reported one by one.
+    pub(crate) remedy: Option<String>,
+    /// What one of them meant; likewise.
+    pub(crate) example: Option<Meaning>,
+}
+
+/// Resets of one kernel stack.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct StackResets {
+    /// Fingerprint, the label of `tcpwatch_reset_stacks_total`.
+    pub(crate) stack: String,
+    /// How many.
+    pub(crate) resets: u64,
+    /// Functions, the innermost first; empty where the kernel hides them.
+    pub(crate) frames: Vec<String>,
 }
 
 /// Resets with one peer.
@@ -136,7 +161,8 @@ impl Storm {
         let (direction, service, _) = storm.pair;
         let by_cause = CAUSES.iter().zip(storm.by_cause).filter(|(_, count)| *count > 0);
         let evidence = &storm.evidence;
-        Self {
+        let example = evidence.example.as_deref().cloned();
+        let mut told = Self {
             id: storm.id(),
             direction: direction.name().to_owned(),
             service: service.label(),
@@ -160,7 +186,55 @@ impl Storm {
             peers_approximate: evidence.peers.approximate,
             ports: evidence.ports.first(MOST_LISTED).into_iter().map(|(port, resets)| Port { port, resets }).collect(),
             owners: evidence.owners.first(MOST_LISTED).into_iter().map(Owner::new).collect(),
+            stacks: storm.by_stack.iter().take(MOST_LISTED).map(StackResets::new).collect(),
+            sentence: String::new(),
+            remedy: example.as_ref().map(|example| example.remedy.clone()),
+            example,
+        };
+        told.sentence = told.in_words();
+        told
+    }
+
+    /// What happened.
+    fn in_words(&self) -> String {
+        let Self { cause, resets, duration_ms, peak_rate_per_second, usual_rate_per_second, .. } = self;
+        let whose = match (self.direction.as_str(), self.service.as_str()) {
+            (_, "none") => "without a service".to_owned(),
+            ("unknown", service) => format!("of service {service}"),
+            (direction, service) => format!("of {direction} service {service}"),
+        };
+        let which = if cause == RECEIVED_NAME { "received".to_owned() } else { format!("sent, cause {cause}") };
+        let mut parts = vec![format!(
+            "{resets} resets {which}, {whose}, in {}: {peak_rate_per_second:.0} a second at most, where \
+             {usual_rate_per_second:.0} were usual",
+            time(*duration_ms)
+        )];
+        let sum: u64 = self.resets_by_cause.values().sum();
+        let own = self.resets_by_cause.get(cause).copied().unwrap_or_default();
+        if let Some(share) = percent(own, sum).filter(|share| *share < 100) {
+            parts.push(format!("{share} % of all resets of that service meanwhile"));
         }
+        let listed = |count| percent(count, self.details).unwrap_or_default();
+        if let Some(peer) = self.peers.first() {
+            let about = if self.peers_approximate { "at most " } else { "" };
+            parts.push(format!("most with {} ({about}{} %)", peer.address, listed(peer.resets)));
+        }
+        if let Some(stack) = self.stacks.first() {
+            let from = stack.frames.first().map_or_else(String::new, |frame| format!(" in {frame}"));
+            parts.push(format!("{} % from kernel stack {}{from}", listed(stack.resets), stack.stack));
+        }
+        parts.join("; ") + "."
+    }
+}
+
+/// The share in whole percent.
+fn percent(part: u64, whole: u64) -> Option<u64> {
+    (u128::from(part) * 100).checked_div(whole.into()).and_then(|share| u64::try_from(share.min(100)).ok())
+}
+
+impl StackResets {
+    fn new(share: &StackShare) -> Self {
+        Self { stack: share.fingerprint.to_string(), resets: share.resets, frames: share.frames.to_vec() }
     }
 }
 

@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::proc_net::in_line;
 
+/// Numbers that are read.
+pub(crate) const WORDS: usize = 12;
+
 /// What was read; `None` where the kernel does not have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -18,8 +21,8 @@ pub(crate) struct Limits {
     pub(crate) max_orphans: Option<u64>,
     /// Orphans of the whole host.
     pub(crate) orphans: Option<u64>,
-    /// `net.ipv4.tcp_mem`, pages, of the whole host: the last of its three numbers.
-    pub(crate) memory_limit_pages: Option<u64>,
+    /// `net.ipv4.tcp_mem`, pages, of the whole host: its three numbers.
+    pub(crate) tcp_mem_pages: [Option<u64>; 3],
     /// Pages in use by TCP.
     pub(crate) memory_pages: Option<u64>,
     /// `net.ipv4.tcp_keepalive_time`, s.
@@ -40,12 +43,44 @@ impl Limits {
 
     /// The same with what belongs to the whole host, which other namespaces do not show: `host` was read in our own.
     pub(crate) fn on(self, host: &Self) -> Self {
-        let (max_orphans, memory_limit_pages) = (host.max_orphans, host.memory_limit_pages);
-        Self {
-            max_orphans: self.max_orphans.or(max_orphans),
-            memory_limit_pages: self.memory_limit_pages.or(memory_limit_pages),
-            ..self
-        }
+        let tcp_mem_pages = if self.tcp_mem_pages == [None; 3] { host.tcp_mem_pages } else { self.tcp_mem_pages };
+        Self { max_orphans: self.max_orphans.or(host.max_orphans), tcp_mem_pages, ..self }
+    }
+
+    /// Every number, in an order that stays: recordings have them.
+    pub(crate) fn words(&mut self) -> [&mut Option<u64>; WORDS] {
+        let Self {
+            abort_on_overflow,
+            somaxconn,
+            max_orphans,
+            orphans,
+            tcp_mem_pages: [low, pressure, high],
+            memory_pages,
+            keepalive_time_s,
+            keepalive_interval_s,
+            keepalive_probes,
+            fin_timeout_s,
+        } = self;
+        [
+            abort_on_overflow,
+            somaxconn,
+            max_orphans,
+            orphans,
+            low,
+            pressure,
+            high,
+            memory_pages,
+            keepalive_time_s,
+            keepalive_interval_s,
+            keepalive_probes,
+            fin_timeout_s,
+        ]
+    }
+
+    /// The three numbers of `net.ipv4.tcp_mem`, the last one times `factor`, as `sysctl` takes them.
+    pub(super) fn tcp_mem(&self, factor: u64) -> Option<String> {
+        let [low, pressure, high] = self.tcp_mem_pages;
+        Some(format!("{} {} {}", low?, pressure?, high?.saturating_mul(factor)))
     }
 
     /// From the settings in a folder, and the levels.
@@ -61,7 +96,7 @@ impl Limits {
             somaxconn: number("core/somaxconn"),
             max_orphans: number("ipv4/tcp_max_orphans"),
             orphans: level("orphan"),
-            memory_limit_pages: numbers("ipv4/tcp_mem").get(2).copied(),
+            tcp_mem_pages: [0, 1, 2].map(|i| numbers("ipv4/tcp_mem").get(i).copied()),
             memory_pages: level("mem"),
             keepalive_time_s: number("ipv4/tcp_keepalive_time"),
             keepalive_interval_s: number("ipv4/tcp_keepalive_intvl"),
@@ -102,11 +137,13 @@ mod tests {
         let expected = Limits {
             abort_on_overflow: Some(1),
             orphans: Some(7),
-            memory_limit_pages: Some(3),
+            tcp_mem_pages: [Some(1), Some(2), Some(3)],
             memory_pages: Some(11),
             ..Limits::default()
         };
         assert_eq!(limits, expected);
+        assert_eq!(limits.tcp_mem(2).as_deref(), Some("1 2 6"));
+        assert_eq!(Limits::default().on(&limits).tcp_mem(1).as_deref(), Some("1 2 3"));
         assert_eq!(change("a", Some(1), "0"), "`sysctl -w a=0`, undone by `sysctl -w a=1`");
     }
 }

@@ -3,6 +3,7 @@
 //! A wrong cause is worse than none: where the facts allow more than one story, the sentence says what is known, and no
 //! more. Where a setting explains it, the remedy names it with its value, the change, and how to undo that.
 
+pub(crate) mod docs;
 pub(crate) mod lately;
 pub(crate) mod limits;
 mod received;
@@ -63,14 +64,12 @@ pub(crate) struct Facts<'a> {
 }
 
 /// What is known around a reset, beyond its record.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Around {
     /// Settings of its network namespace.
     pub(crate) limits: Option<Arc<Limits>>,
     /// The listener of its local port.
     pub(crate) listener: Option<Listener>,
-    /// Age of its connection.
-    pub(crate) age_ms: Option<u64>,
     /// As [`Facts::sent_by_nobody`].
     pub(crate) by_nobody: bool,
 }
@@ -92,6 +91,8 @@ pub(crate) struct Socket {
     pub(crate) srtt_us: Option<u32>,
     /// SO_LINGER is on, with this time.
     pub(crate) linger_ms: Option<u64>,
+    /// Probes that went unanswered.
+    pub(crate) probes: Option<u8>,
 }
 
 /// Whose socket it was.
@@ -106,7 +107,7 @@ pub(crate) struct Owner<'a> {
 }
 
 /// A listening socket.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Listener {
     /// Connections that wait to be accepted.
     pub(crate) queue: u32,
@@ -177,6 +178,11 @@ impl Facts<'_> {
     fn port(&self) -> String {
         self.local.map_or_else(|| "this port".to_owned(), |local| format!("port {}", local.port()))
     }
+}
+
+/// The verb for so many.
+const fn are(count: u64) -> &'static str {
+    if count == 1 { "is" } else { "are" }
 }
 
 /// So many bytes.

@@ -1,6 +1,6 @@
 //! Resets that ended a connection from the other side. Who made them cannot be seen from here: the sentences say so.
 
-use super::{Facts, Meaning, bytes};
+use super::{Facts, Meaning, are, bytes};
 use crate::api::text::time;
 
 pub(super) fn meaning(facts: &Facts<'_>) -> Meaning {
@@ -58,7 +58,8 @@ fn ended(facts: &Facts<'_>) -> Meaning {
     let unsent = socket.unsent_bytes.unwrap_or(0);
     let lost = match (socket.unacked_bytes, unsent) {
         (0, 0) => "everything that was sent had been acknowledged".to_owned(),
-        (unacked, 0) => format!("{} sent and not acknowledged are lost", bytes(unacked.into())),
+        (0, unsent) => format!("{} not sent {} lost", bytes(unsent.into()), are(unsent.into())),
+        (unacked, 0) => format!("{} sent and not acknowledged {} lost", bytes(unacked.into()), are(unacked.into())),
         (unacked, unsent) => format!(
             "{} sent and not acknowledged and {} not sent are lost",
             bytes(unacked.into()),

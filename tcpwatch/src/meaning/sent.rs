@@ -8,6 +8,7 @@ const ABORT_ON_OVERFLOW: &str = "net.ipv4.tcp_abort_on_overflow";
 const SOMAXCONN: &str = "net.core.somaxconn";
 const MAX_ORPHANS: &str = "net.ipv4.tcp_max_orphans";
 const TCP_MEM: &str = "net.ipv4.tcp_mem";
+const KEEPALIVE_PROBES: &str = "net.ipv4.tcp_keepalive_probes";
 
 pub(super) fn meaning(facts: &Facts<'_>) -> Meaning {
     match facts.cause {
@@ -49,13 +50,18 @@ fn linger_zero(facts: &Facts<'_>) -> Meaning {
     let linger_ms = facts.socket.and_then(|socket| socket.linger_ms);
     let option = if linger_ms == Some(0) { " The socket has the option set." } else { "" };
     let lost = facts.socket.map_or_else(String::new, |socket| {
-        let unsent =
-            socket.unsent_bytes.map_or_else(String::new, |n| format!(", {} written and not sent", bytes(n.into())));
-        format!(
-            " {} sent and not acknowledged{unsent}, {} received and not read were thrown away.",
-            bytes(socket.unacked_bytes.into()),
-            bytes(socket.unread_bytes.into())
-        )
+        let all = [
+            (socket.unacked_bytes, "sent and not acknowledged"),
+            (socket.unsent_bytes.unwrap_or(0), "written and not sent"),
+            (socket.unread_bytes, "received and not read"),
+        ];
+        let all: Vec<_> =
+            all.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", bytes((*n).into()))).collect();
+        if all.is_empty() {
+            " No data was lost by that.".to_owned()
+        } else {
+            format!(" Lost by that: {}.", all.join(", "))
+        }
     });
     Meaning::new(
         format!(
@@ -89,9 +95,10 @@ fn closed_socket(facts: &Facts<'_>) -> Meaning {
     let flags = facts.flags.join(",");
     match facts.socket {
         Some(_) => {
-            let since = facts.in_state_ms.map_or_else(String::new, |ms| format!(", {} after that", time(ms)));
+            let since =
+                facts.in_state_ms.map_or_else(String::new, |ms| format!(" ({} for {})", facts.state, time(ms)));
             Meaning::new(
-                format!("{who} had closed this connection, and {peer} still sent data{since}: nobody is left to read it."),
+                format!("{who} had closed this connection{since}, and {peer} still sent data: nobody is left to read it."),
                 "The peer should stop when it reads the end of the stream. Or close later: shutdown(SHUT_WR), then read \
                  until the peer closes too.",
             )
@@ -135,29 +142,37 @@ fn keepalive(facts: &Facts<'_>) -> Meaning {
     let settings = [
         setting("net.ipv4.tcp_keepalive_time", keepalive_time_s),
         setting("net.ipv4.tcp_keepalive_intvl", keepalive_interval_s),
-        setting("net.ipv4.tcp_keepalive_probes", keepalive_probes),
+        setting(KEEPALIVE_PROBES, keepalive_probes),
     ];
     let idle =
         facts.in_state_ms.map_or_else(String::new, |ms| format!(", {} after it came to {}", time(ms), facts.state));
+    let probes = facts.socket.and_then(|socket| socket.probes).filter(|probes| *probes > 0);
+    let asked = match probes {
+        Some(1) => "1 keepalive probe".to_owned(),
+        Some(probes) => format!("{probes} keepalive probes"),
+        None => "the keepalive probes".to_owned(),
+    };
     Meaning::new(
         format!(
-            "{peer} did not answer the keepalive probes of this end{idle}: the peer or the path to it is gone, and the \
+            "{peer} did not answer {asked} of this end{idle}: the peer or the path to it is gone, and the \
              connection was given up."
         ),
         format!(
             "Look for a peer that vanished without a FIN, or a firewall that forgot an idle connection. {who} may have set \
-             TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT or TCP_USER_TIMEOUT; where it did not, {} hold.",
-            settings.join(", ")
+             TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT or TCP_USER_TIMEOUT; where it did not, {} hold. To give up later: {}.",
+            settings.join(", "),
+            change(KEEPALIVE_PROBES, keepalive_probes, &doubled(keepalive_probes))
         ),
     )
+    .known("unanswered_probes", probes)
     .fact("net.ipv4.tcp_keepalive_time", value(keepalive_time_s))
     .fact("net.ipv4.tcp_keepalive_intvl", value(keepalive_interval_s))
-    .fact("net.ipv4.tcp_keepalive_probes", value(keepalive_probes))
+    .fact(KEEPALIVE_PROBES, value(keepalive_probes))
 }
 
 fn memory(facts: &Facts<'_>) -> Meaning {
     let limits = facts.limits.cloned().unwrap_or_default();
-    let Limits { max_orphans, orphans, memory_limit_pages, memory_pages, .. } = limits;
+    let Limits { max_orphans, orphans, tcp_mem_pages: [_, _, memory_limit_pages], memory_pages, .. } = limits;
     let is_full =
         |level: Option<u64>, limit: Option<u64>| level.zip(limit).is_some_and(|(level, limit)| level >= limit);
     let crowded = is_full(orphans, max_orphans);
@@ -165,20 +180,28 @@ fn memory(facts: &Facts<'_>) -> Meaning {
     let level = |level: Option<u64>| level.map_or_else(|| "unknown".to_owned(), |level| level.to_string());
     let (why, remedy) = match (crowded, full) {
         (true, false) => (
-            format!("there are more orphans ({}) than {} allows", level(orphans), setting(MAX_ORPHANS, max_orphans)),
+            format!("there were {} orphans, and {} is the most", level(orphans), setting(MAX_ORPHANS, max_orphans)),
             format!(
                 "Raise it: {}. Orphans are closed connections whose data is not acknowledged yet: peers that vanish, or a \
                  service that closes too early.",
-                change(MAX_ORPHANS, max_orphans, "N")
+                change(MAX_ORPHANS, max_orphans, &doubled(max_orphans))
             ),
         ),
         (false, true) => (
             format!(
-                "TCP uses {} pages of memory, and {} is the most",
+                "TCP used {} pages of memory, and {} is the most",
                 level(memory_pages),
                 setting(&format!("{TCP_MEM}[2]"), memory_limit_pages)
             ),
-            format!("Raise `{TCP_MEM}`, and find who fills socket buffers: `ss --tcp --memory`."),
+            format!(
+                "Find who fills socket buffers: `ss --tcp --memory`. To give them more: {}.",
+                match (limits.tcp_mem(1), limits.tcp_mem(2)) {
+                    (Some(now), Some(more)) => {
+                        format!("`sysctl -w {TCP_MEM}='{more}'`, undone by `sysctl -w {TCP_MEM}='{now}'`")
+                    }
+                    _ => format!("`{TCP_MEM}`"),
+                }
+            ),
         ),
         _ => (
             format!(
@@ -205,6 +228,11 @@ fn memory(facts: &Facts<'_>) -> Meaning {
     .fact(MAX_ORPHANS, value(max_orphans))
     .fact("memory_pages", value(memory_pages))
     .fact("net.ipv4.tcp_mem[2]", value(memory_limit_pages))
+}
+
+/// Twice a setting, as `sysctl` takes it.
+fn doubled(setting: Option<u64>) -> String {
+    setting.map_or_else(|| "N".to_owned(), |setting| setting.saturating_mul(2).to_string())
 }
 
 fn destroyed(facts: &Facts<'_>) -> Meaning {

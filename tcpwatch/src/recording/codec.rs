@@ -3,6 +3,8 @@
 //! `Counters` and `Reading` are taken apart in one place each, for both directions; a field that is added to them is
 //! missed by the compiler there, and nowhere else.
 
+use std::sync::Arc;
+
 use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, reason, slot};
 use tcpwatch_common::stack;
 
@@ -11,6 +13,7 @@ use crate::aggregate::Reading;
 use crate::aggregate::owners::Named;
 use crate::aggregate::snapshot::{NamespaceStats, ProgramStats};
 use crate::kernel::maps::{Counters, SlotCounters};
+use crate::meaning::Limits;
 
 const RECORD: u8 = 1;
 const LISTENING: u8 = 2;
@@ -20,6 +23,8 @@ const READING_ANEW: u8 = 4;
 const NAME: u8 = 5;
 const STACK: u8 = 6;
 const GONE: u8 = 7;
+const SETTINGS: u8 = 8;
+const SETTINGS_END: u8 = 9;
 
 /// The ring buffer has no larger records.
 pub(super) const MOST_RECORD: usize = 1 << 16;
@@ -49,11 +54,18 @@ pub(super) struct Codec {
     reading: Reading,
     words: Vec<u64>,
     stack: ResetStack,
+    limits: Arc<Limits>,
 }
 
 impl Default for Codec {
     fn default() -> Self {
-        Self { counters: zero(0), reading: Reading::default(), words: Vec::new(), stack: ResetStack::default() }
+        Self {
+            counters: zero(0),
+            reading: Reading::default(),
+            words: Vec::new(),
+            stack: ResetStack::default(),
+            limits: Arc::default(),
+        }
     }
 }
 
@@ -88,6 +100,17 @@ impl Codec {
                 for frame in &stack.frames {
                     put_name(out, frame);
                 }
+            }
+            Input::Settings(netns, None) => {
+                out.push(SETTINGS_END);
+                put(out, netns.into());
+            }
+            Input::Settings(netns, Some(limits)) => {
+                out.push(SETTINGS);
+                put(out, netns.into());
+                let mut limits = Limits::clone(limits);
+                // One more, so that none differs from 0.
+                limits.words().into_iter().for_each(|word| put(out, word.map_or(0, |word| word.saturating_add(1))));
             }
             Input::Reading(counters, reading) => self.encode_reading(counters, reading, out),
         }
@@ -161,6 +184,18 @@ impl Codec {
                 let frames = (0..count).map(|_| name(bytes, "the name of a function").map(str::to_owned));
                 self.stack = ResetStack { key, origin, cause, frames: frames.collect::<Result<_, _>>()? };
                 Ok(Input::Stack(&self.stack))
+            }
+            SETTINGS | SETTINGS_END => {
+                let netns = u32::try_from(get(bytes)?).map_err(|_| "the number of a namespace")?;
+                if tag == SETTINGS_END {
+                    return Ok(Input::Settings(netns, None));
+                }
+                let mut limits = Limits::default();
+                for word in limits.words() {
+                    *word = get(bytes)?.checked_sub(1);
+                }
+                self.limits = Arc::new(limits);
+                Ok(Input::Settings(netns, Some(&self.limits)))
             }
             READING | READING_ANEW => {
                 if tag == READING_ANEW {

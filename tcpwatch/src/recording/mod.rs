@@ -14,6 +14,7 @@ mod props;
 mod read;
 mod write;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ use crate::aggregate::snapshot::{Facts, Snapshot};
 use crate::aggregate::table::ConnTable;
 use crate::aggregate::{Aggregator, Reading};
 use crate::kernel::maps::Counters;
+use crate::meaning::Limits;
 use crate::storm::Rules;
 
 pub(crate) use error::RecordingError;
@@ -76,6 +78,8 @@ pub(crate) enum Input<'a> {
     Gone(u64),
     /// A kernel stack of a reset that was not seen before.
     Stack(&'a ResetStack),
+    /// The settings of a network namespace, or that it has ended.
+    Settings(u32, Option<&'a Arc<Limits>>),
     /// Counters, and what is known beyond them; it asks for a snapshot.
     Reading(&'a Counters, &'a Reading),
 }
@@ -149,6 +153,22 @@ impl Intake {
         self.aggregator.stack(stack);
     }
 
+    /// Gives it the settings of all namespaces: what is others than before goes in.
+    pub(crate) fn settings(&mut self, all: &BTreeMap<u32, Arc<Limits>>) {
+        let known = self.aggregator.all_settings();
+        let ended: Vec<_> = known.keys().filter(|netns| !all.contains_key(netns)).copied().collect();
+        let new = all.iter().filter(|(netns, limits)| known.get(netns) != Some(limits));
+        let new: Vec<_> = new.map(|(netns, limits)| (*netns, Some(limits))).collect();
+        for (netns, limits) in ended.into_iter().map(|netns| (netns, None)).chain(new) {
+            self.setting(netns, limits);
+        }
+    }
+
+    fn setting(&mut self, netns: u32, limits: Option<&Arc<Limits>>) {
+        self.record(Input::Settings(netns, limits));
+        self.aggregator.settings(netns, limits);
+    }
+
     /// Gives it counters, and asks for a snapshot.
     pub(crate) fn read(&mut self, counters: &Counters, reading: &Reading) -> Arc<Snapshot> {
         self.record(Input::Reading(counters, reading));
@@ -170,6 +190,10 @@ impl Intake {
             }
             Input::Stack(stack) => {
                 self.stack(stack);
+                None
+            }
+            Input::Settings(netns, limits) => {
+                self.setting(netns, limits);
                 None
             }
             Input::Reading(counters, reading) => return Some(self.read(counters, reading)),

@@ -23,6 +23,7 @@ enum Owned {
     Name(Named, u64, Vec<u8>),
     Gone(u64),
     Stack(ResetStack),
+    Settings(u32, Option<Arc<Limits>>),
     Reading(Box<(Counters, Reading)>),
 }
 
@@ -34,6 +35,7 @@ impl Owned {
             Input::Name(what, number, name) => Self::Name(what, number, name.to_vec()),
             Input::Gone(cookie) => Self::Gone(cookie),
             Input::Stack(stack) => Self::Stack(stack.clone()),
+            Input::Settings(netns, limits) => Self::Settings(netns, limits.cloned()),
             Input::Reading(counters, reading) => Self::Reading(Box::new((counters.clone(), reading.clone()))),
         }
     }
@@ -45,6 +47,7 @@ impl Owned {
             Self::Name(what, number, name) => Input::Name(*what, *number, name),
             Self::Gone(cookie) => Input::Gone(*cookie),
             Self::Stack(stack) => Input::Stack(stack),
+            Self::Settings(netns, limits) => Input::Settings(*netns, limits.as_ref()),
             Self::Reading(both) => Input::Reading(&both.0, &both.1),
         }
     }
@@ -144,6 +147,19 @@ fn record() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![4 => right, 1 => vec(any::<u8>(), 0..600)]
 }
 
+fn settings() -> impl Strategy<Value = Owned> {
+    // Nothing is as large as the largest number.
+    let word = proptest::option::of(0..u64::MAX);
+    (any::<u32>(), proptest::option::of(vec(word, crate::meaning::limits::WORDS))).prop_map(|(netns, words)| {
+        let limits = words.map(|words| {
+            let mut limits = Limits::default();
+            limits.words().into_iter().zip(words).for_each(|(place, word)| *place = word);
+            Arc::new(limits)
+        });
+        Owned::Settings(netns, limits)
+    })
+}
+
 fn stack() -> impl Strategy<Value = ResetStack> {
     let name = prop_oneof![Just("tcp_v4_rcv".to_owned()), "[a-z_<>]{1,20}"];
     (0..40_u64, 0..3_u8, 0..15_u8, vec(name, 0..14)).prop_map(|(key, origin, cause, frames)| ResetStack {
@@ -161,6 +177,7 @@ fn inputs() -> impl Strategy<Value = Vec<Owned>> {
         1 => (prop::sample::select(&Named::ALL[..]), any::<u64>(), vec(any::<u8>(), 0..50))
             .prop_map(|(what, number, name)| Owned::Name(what, number, name)),
         1 => stack().prop_map(Owned::Stack),
+        1 => settings(),
         2 => reading(),
     ];
     vec(input, 0..25)

@@ -9,6 +9,9 @@ use crate::api::text::time;
 
 /// The newest that are shown; `--json` has all of them.
 const NEWEST: usize = 10;
+/// Columns before a sentence, and those of its lines.
+const INDENT: usize = 4;
+const WIDTH: usize = 100;
 
 /// The whole page.
 pub(super) fn text(resets: &Resets) -> String {
@@ -28,6 +31,10 @@ fn write(text: &mut String, resets: &Resets) -> std::fmt::Result {
         if !cause.owners.is_empty() {
             let owners: Vec<_> = cause.owners.iter().map(owner_of).collect();
             writeln!(text, "{:45}by {}", "", owners.join(", "))?;
+        }
+        if let Some(newest) = resets.newest.iter().find(|reset| is_of(reset, cause)) {
+            write_wrapped(text, "the newest: ", &newest.meaning.sentence)?;
+            write_wrapped(text, "what to do: ", &newest.meaning.remedy)?;
         }
     }
     if resets.window_ms >= 1000 && !resets.causes.is_empty() {
@@ -61,6 +68,31 @@ fn write(text: &mut String, resets: &Resets) -> std::fmt::Result {
     Ok(())
 }
 
+/// Whether a reset counts for a cause.
+fn is_of(reset: &Reset, cause: &CauseTotal) -> bool {
+    (&reset.direction, &reset.origin, &reset.cause) == (&cause.direction, &cause.origin, &cause.cause)
+}
+
+/// A sentence below what it belongs to, with what it is before its first line.
+fn write_wrapped(text: &mut String, what: &str, sentence: &str) -> std::fmt::Result {
+    let mut room = 0;
+    let mut line = String::new();
+    for word in sentence.split(' ') {
+        if room > 0 && room + 1 + word.chars().count() > WIDTH {
+            writeln!(text, "{line}")?;
+            (line, room) = (format!("{:1$}", "", INDENT + what.len()), 0);
+        } else if room > 0 {
+            line.push(' ');
+            room += 1;
+        } else if line.is_empty() {
+            line = format!("{:INDENT$}{what}", "");
+        }
+        line.push_str(word);
+        room += word.chars().count();
+    }
+    writeln!(text, "{line}")
+}
+
 fn line_of(cause: &CauseTotal) -> String {
     let rate = cause.per_second.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}/s"));
     let (origin, name) = match (&cause.origin, &cause.cause) {
@@ -84,6 +116,7 @@ fn write_reset(text: &mut String, reset: &Reset) -> std::fmt::Result {
         _ => "no addresses".to_owned(),
     };
     writeln!(text, "\n{} ago  {what}  {ends}", time(reset.ago_ms))?;
+    write_wrapped(text, "", &reset.meaning.sentence)?;
     let mut facts = Vec::new();
     if let Some(owner) = &reset.owner {
         facts.push(told(owner));
@@ -152,6 +185,9 @@ fn of_socket(socket: &Socket) -> Vec<String> {
         "{srtt}, cwnd {}, retransmits {}, backoff {}",
         socket.cwnd_segments, socket.retransmits_total, socket.rto_backoff
     ));
+    if socket.unanswered_probes > 0 {
+        facts.push(format!("{} probes were not answered", socket.unanswered_probes));
+    }
     facts.extend(socket.linger_ms.map(|ms| format!("SO_LINGER is on with {}", time(ms))));
     if socket.orphan {
         facts.push("no process holds the socket".to_owned());
@@ -163,6 +199,7 @@ fn of_socket(socket: &Socket) -> Vec<String> {
 pub(crate) mod tests {
     use super::*;
     use crate::api::resets::{Peer, ReasonTotal, Segment, ServiceCount, StackTotal};
+    use crate::meaning::Meaning;
 
     fn reset() -> Reset {
         let owner = Owner {
@@ -204,10 +241,18 @@ pub(crate) mod tests {
                 retransmits_total: 2,
                 rto_backoff: 1,
                 linger_ms: Some(3_000),
+                unanswered_probes: 2,
                 orphan: true,
             }),
             owner: Some(owner),
             stack: Some("3610e821fdace9da".to_owned()),
+            meaning: Meaning {
+                sentence: "nginx (pid 812, nginx.service) closed the connection with 198.51.100.2:40000 and left 777 \
+                           bytes unread, so the kernel sent a reset in place of a FIN."
+                    .to_owned(),
+                remedy: "Read to the end of the stream before close().".to_owned(),
+                ..Meaning::default()
+            },
         }
     }
 
@@ -233,6 +278,11 @@ pub(crate) mod tests {
             segment: Some(Segment { sequence: 1, acknowledgement: 7, flags: vec!["psh".to_owned(), "ack".to_owned()] }),
             owner: Some(owner),
             stack: None,
+            meaning: Meaning {
+                sentence: "[2001:db8::2]:40000 sent a segment (psh,ack) that acknowledges nothing.".to_owned(),
+                remedy: "Left over, or forged.".to_owned(),
+                ..Meaning::default()
+            },
             ..nothing
         }
     }

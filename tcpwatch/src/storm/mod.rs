@@ -20,8 +20,9 @@ use tcpwatch_common::reset::{ResetCause, ResetOrigin};
 use tcpwatch_common::state::{Direction, STATES};
 
 use self::detect::{Detector, Step, Window};
-use self::evidence::{Detail, Evidence};
+use self::evidence::{Detail, Evidence, StackShare};
 use self::mute::Mute;
+use crate::aggregate::resets::stacks::Stacks;
 use crate::aggregate::snapshot::{GroupTotals, Service};
 
 /// Causes of storms: those of resets sent, and all resets received together.
@@ -87,8 +88,10 @@ pub(crate) struct Storm {
     pub(crate) resets: u64,
     /// Resets of this service by cause meanwhile, in the order of [`CAUSES`].
     pub(crate) by_cause: [u64; CAUSES.len()],
-    /// Who, and from where in the kernel, as far as single resets were reported.
+    /// Who, and where, as far as single resets were reported.
     pub(crate) evidence: Evidence,
+    /// The kernel stacks of those.
+    pub(crate) by_stack: Vec<StackShare>,
 }
 
 impl Storm {
@@ -221,8 +224,14 @@ impl Storms {
         watched.is_some_and(|watched| watched.detector.high())
     }
 
+    /// Whether one of the details of a service and cause was explained.
+    pub(crate) fn has_example(&self, service: (Direction, Service), cause: usize) -> bool {
+        let watched = self.groups.get(&service).and_then(|group| group.pairs.get(&cause));
+        watched.is_some_and(|watched| watched.evidence.example.is_some())
+    }
+
     /// Takes the counters of a moment.
-    pub(crate) fn read(&mut self, ktime_ns: u64, groups: &[GroupTotals]) -> Report {
+    pub(crate) fn read(&mut self, ktime_ns: u64, groups: &[GroupTotals], stacks: &Stacks) -> Report {
         let mut changes = Vec::new();
         match self.first_ns {
             None => {
@@ -240,7 +249,7 @@ impl Storms {
                     watched_ns: ktime_ns.saturating_sub(first_ns),
                 };
                 for totals in groups {
-                    self.look(totals, &window, &mut changes);
+                    self.look(totals, &window, stacks, &mut changes);
                 }
                 self.last_ns = ktime_ns;
             }
@@ -260,10 +269,10 @@ impl Storms {
             }
         }
         self.held.retain(|_, until| *until > ktime_ns);
-        self.report(changes)
+        self.report(changes, stacks)
     }
 
-    fn look(&mut self, totals: &GroupTotals, window: &Window, changes: &mut Vec<Change>) {
+    fn look(&mut self, totals: &GroupTotals, window: &Window, stacks: &Stacks, changes: &mut Vec<Change>) {
         let Self { rules, groups, .. } = self;
         let group = groups.entry((totals.direction, totals.service)).or_default();
         let before_all = std::mem::replace(&mut group.counts, counts(totals));
@@ -288,7 +297,7 @@ impl Storms {
             match step {
                 Step::Started | Step::Ended => {
                     let over = step == Step::Ended;
-                    let storm = storm(pair, watched, &group.counts, over);
+                    let storm = storm(pair, watched, &group.counts, over, stacks);
                     changes.push(Change { storm: Arc::new(storm), ktime_ns: window.to_ns });
                 }
                 Step::Nothing => {}
@@ -299,7 +308,7 @@ impl Storms {
         }
     }
 
-    fn report(&self, changes: Vec<Change>) -> Report {
+    fn report(&self, changes: Vec<Change>, stacks: &Stacks) -> Report {
         let mut report = Report {
             ended: self.ended.iter().cloned().collect(),
             counts: self.counts.clone(),
@@ -311,7 +320,7 @@ impl Storms {
             for (cause, watched) in &group.pairs {
                 let pair = (*direction, *service, *cause);
                 if watched.detector.storm().is_some() {
-                    report.active.push(Arc::new(storm(pair, watched, &group.counts, false)));
+                    report.active.push(Arc::new(storm(pair, watched, &group.counts, false, stacks)));
                     report.shown.push(pair);
                 }
                 let all = group.latest.get(*cause).copied().unwrap_or_default();
@@ -331,7 +340,7 @@ impl Storms {
 }
 
 /// A storm as it is now.
-fn storm(pair: Pair, watched: &Watched, now: &Counts, over: bool) -> Storm {
+fn storm(pair: Pair, watched: &Watched, now: &Counts, over: bool, stacks: &Stacks) -> Storm {
     let state = watched.detector.storm_or_last();
     let mut by_cause = [0; CAUSES.len()];
     for ((share, now), before) in by_cause.iter_mut().zip(now).zip(&watched.base) {
@@ -347,6 +356,7 @@ fn storm(pair: Pair, watched: &Watched, now: &Counts, over: bool) -> Storm {
         peak_rate: state.peak,
         resets: state.resets,
         by_cause,
+        by_stack: watched.evidence.by_stack(stacks),
         evidence: watched.evidence.clone(),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::evidence::Process;
 use super::mute::Prefix;
 use super::*;
+use crate::meaning::Meaning;
 use crate::metrics::sample;
 
 const LINGER: usize = ResetCause::LingerZero as usize;
@@ -17,8 +18,16 @@ pub(crate) fn change(over: bool) -> Change {
     let mut evidence = Evidence::default();
     for peer in ["192.0.2.1", "192.0.2.1", "2001:db8::1"] {
         let owner = Process { comm: "a proxy".to_owned(), unit: Some("proxy.service".to_owned()), container: None };
-        evidence.add(&Detail { peer: peer.parse().unwrap(), port: 443, owner: Some(owner) });
+        let example =
+            Meaning { sentence: "A proxy did it.".into(), remedy: "Ask \"why\".".into(), ..Meaning::default() };
+        let detail = detail(peer);
+        evidence.add(&Detail { owner: Some(owner), stack: 7, example: Some(Arc::new(example)), ..detail });
     }
+    let share = StackShare {
+        fingerprint: "3610e821fdace9da".into(),
+        frames: ["tcp_send_active_reset", "__tcp_close"].map(str::to_owned).into(),
+        resets: 3,
+    };
     let storm = Storm {
         pair: PAIR,
         start_ns: 2_000_000_000,
@@ -30,8 +39,14 @@ pub(crate) fn change(over: bool) -> Change {
         resets: 4000,
         by_cause,
         evidence,
+        by_stack: vec![share],
     };
     Change { storm: Arc::new(storm), ktime_ns: 9_000_000_000 }
+}
+
+/// A reset of port 443.
+fn detail(peer: &str) -> Detail {
+    Detail { peer: peer.parse().unwrap(), port: 443, owner: None, stack: 0, example: None }
 }
 
 /// Plays resets of one service and cause.
@@ -66,7 +81,7 @@ impl Player {
         let totals = self.groups.iter_mut().find(|g| (g.direction, g.service) == (PAIR.0, PAIR.1)).unwrap();
         let word = &mut totals.words[group::resets(ResetOrigin::Active, ResetCause::LingerZero)];
         *word = word.wrapping_add(resets);
-        self.report = self.storms.read(self.now_ns, &self.groups);
+        self.report = self.storms.read(self.now_ns, &self.groups, &Stacks::default());
         let seconds = self.seconds();
         self.changes.extend(self.report.changes.iter().map(|c| (seconds, c.phase(), Arc::clone(&c.storm))));
     }
@@ -233,7 +248,7 @@ fn resets_of_muted_peers_do_not_count_towards_a_storm() {
         for _ in 0..10 {
             for i in 0..10 {
                 let peer = if i < muted_of_ten { "192.0.2.9" } else { "198.51.100.1" };
-                let detail = Detail { peer: peer.parse().unwrap(), port: 443, owner: None };
+                let detail = detail(peer);
                 player.storms.observe((PAIR.0, PAIR.1), LINGER, &detail);
             }
             // Details are throttled: ten stand for a hundred.

@@ -17,6 +17,7 @@ use self::stacks::Stacks;
 use super::owners::{Names, Owner};
 use super::snapshot::GroupTotals;
 use super::top::Top;
+use crate::meaning::Around;
 
 /// Resets that are kept with their evidence.
 pub(crate) const MOST: usize = 1024;
@@ -61,6 +62,8 @@ pub(crate) struct Evidence {
     pub(crate) connection: Option<Arc<ConnRecord>>,
     /// Who had the socket, or listened on the port.
     pub(crate) owner: Option<Owner>,
+    /// What else explains it.
+    pub(crate) around: Around,
 }
 
 /// How often each came in a window.
@@ -122,6 +125,7 @@ impl Resets {
         record: &ResetRecord,
         connection: Option<Arc<ConnRecord>>,
         owner: Option<Owner>,
+        around: Around,
     ) {
         let class = class_of(kind, record);
         let closed = if record.cookie == 0 { None } else { self.closes.get(&record.cookie).cloned() };
@@ -134,13 +138,18 @@ impl Resets {
         if let Some(peers) = self.peers.get_mut(class) {
             peers.add(&Ipv6Addr::from(record.key.remote).to_canonical());
         }
-        let evidence = Arc::new(Evidence { kind, record: *record, connection: closed.or(connection), owner });
+        let evidence = Arc::new(Evidence { kind, record: *record, connection: closed.or(connection), owner, around });
         if self.classes.iter().map(VecDeque::len).sum::<usize>() >= MOST {
             self.make_room();
         }
         if let Some(class) = self.classes.get_mut(class) {
             class.push_back(evidence);
         }
+    }
+
+    /// The one that was taken last, of the class of this one.
+    pub(crate) fn newest_of(&self, kind: Kind, record: &ResetRecord) -> Option<&Evidence> {
+        self.classes.get(class_of(kind, record))?.back().map(|evidence| &**evidence)
     }
 
     /// The largest class gives up its oldest: a storm of one cause does not push out the others.
@@ -234,16 +243,29 @@ pub(crate) mod tests {
     fn a_storm_of_one_cause_leaves_the_others() {
         let mut resets = Resets::default();
         for at in 0..10 {
-            resets.take(Kind::Reset, &reset_record(Kind::Reset, 1, ResetCause::LingerZero, at), None, None);
+            resets.take(
+                Kind::Reset,
+                &reset_record(Kind::Reset, 1, ResetCause::LingerZero, at),
+                None,
+                None,
+                Around::default(),
+            );
             resets.take(
                 Kind::ResetReceived,
                 &reset_record(Kind::ResetReceived, 1, ResetCause::Unknown, at),
                 None,
                 None,
+                Around::default(),
             );
         }
         for at in 10..5000 {
-            resets.take(Kind::Reset, &reset_record(Kind::Reset, 0, ResetCause::NoListener, at), None, None);
+            resets.take(
+                Kind::Reset,
+                &reset_record(Kind::Reset, 0, ResetCause::NoListener, at),
+                None,
+                None,
+                Around::default(),
+            );
         }
         let newest = resets.report(Arc::default()).newest;
         assert_eq!(newest.len(), MOST);
@@ -258,12 +280,30 @@ pub(crate) mod tests {
         let mut conn = conn_record(7);
         conn.pid = 70;
         resets.closed(&conn);
-        resets.take(Kind::Reset, &reset_record(Kind::Reset, 7, ResetCause::LingerZero, 1), None, None);
-        resets.take(Kind::Reset, &reset_record(Kind::Reset, 8, ResetCause::Destroyed, 2), None, None);
+        resets.take(
+            Kind::Reset,
+            &reset_record(Kind::Reset, 7, ResetCause::LingerZero, 1),
+            None,
+            None,
+            Around::default(),
+        );
+        resets.take(
+            Kind::Reset,
+            &reset_record(Kind::Reset, 8, ResetCause::Destroyed, 2),
+            None,
+            None,
+            Around::default(),
+        );
         conn = conn_record(8);
         conn.pid = 80;
         resets.closed(&conn);
-        resets.take(Kind::Reset, &reset_record(Kind::Reset, 0, ResetCause::NoListener, 3), None, None);
+        resets.take(
+            Kind::Reset,
+            &reset_record(Kind::Reset, 0, ResetCause::NoListener, 3),
+            None,
+            None,
+            Around::default(),
+        );
         let pids: Vec<_> =
             resets.report(Arc::default()).newest.iter().map(|e| e.connection.as_ref().map(|conn| conn.pid)).collect();
         assert_eq!(pids, [None, Some(80), Some(70)]);

@@ -69,7 +69,12 @@ impl Stacks {
 
     /// The fingerprint of a key.
     pub(crate) fn fingerprint(&self, key: u64) -> Option<Arc<str>> {
-        Some(Arc::clone(&self.totals.get(*self.places.get(&key)?)?.fingerprint))
+        Some(Arc::clone(&self.of(key)?.fingerprint))
+    }
+
+    /// The stack of a key; nothing was counted in it.
+    pub(crate) fn of(&self, key: u64) -> Option<&StackTotals> {
+        self.totals.get(*self.places.get(&key)?)
     }
 }
 

@@ -2,30 +2,31 @@
 //!
 //! What is not known is not there: a reset without a socket has no bytes, which is not the same as 0 bytes.
 
+mod one;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use tcpwatch_common::conn::{COMM_LEN, ConnKey};
+use tcpwatch_common::conn::COMM_LEN;
 use tcpwatch_common::counters::{Loss, group, reason};
-use tcpwatch_common::history;
-use tcpwatch_common::record::Kind;
-use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin, known};
-use tcpwatch_common::state::{STATES, TcpState};
+use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin};
+use tcpwatch_common::state::STATES;
 
+pub(crate) use one::Seen;
+
+use super::Moment;
 use super::owner::Owner;
-use super::{Moment, ends, state_name};
-use crate::aggregate::owners::{self, Names};
+use crate::aggregate::owners;
 use crate::aggregate::resets::{Evidence, RECEIVED, ResetReport, WORDS, class_of, word};
 use crate::aggregate::snapshot::Snapshot;
+use crate::meaning::Meaning;
 
 /// Peers that are shown of each cause.
 const PEERS: usize = 5;
 /// Owners that are shown of each cause.
 const OWNERS: usize = 5;
-/// Flag bits of a TCP header, from the lowest.
-const FLAGS: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
 
 /// All of it.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -184,6 +185,8 @@ pub(crate) struct Socket {
     pub(crate) rto_backoff: u8,
     /// SO_LINGER is on, with this time; null when it is off.
     pub(crate) linger_ms: Option<u64>,
+    /// Probes, of keepalive or of a zero window, that went unanswered.
+    pub(crate) unanswered_probes: u8,
     /// No process held it any more, or none had accepted it yet.
     pub(crate) orphan: bool,
 }
@@ -251,6 +254,9 @@ pub(crate) struct Reset {
     /// Fingerprint of the kernel stack; absent for received ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stack: Option<String>,
+    /// What it means.
+    #[serde(flatten)]
+    pub(crate) meaning: Meaning,
 }
 
 impl Resets {
@@ -395,99 +401,4 @@ fn stacks(snapshot: &Snapshot) -> Vec<StackTotal> {
 
 fn origin(number: u8) -> Option<String> {
     ResetOrigin::ALL.get(usize::from(number)).map(|origin| origin.name().to_owned())
-}
-
-impl Reset {
-    fn new(evidence: &Evidence, stack: Option<&str>, moment: Moment, reasons: &[String], names: &Names) -> Self {
-        let Evidence { kind, record, connection, owner } = evidence;
-        let sent = *kind == Kind::Reset;
-        let at_ns = record.header.ktime_ns;
-        let history = trusted_history(evidence);
-        let states = history.map_or_else(Vec::new, |(history, _)| {
-            history::states(history).map(|state| state.name().to_owned()).collect()
-        });
-        let started_ns = match (record.started_ns, connection) {
-            (0, Some(connection)) => connection.started_ns,
-            (started_ns, _) => started_ns,
-        };
-        let age_ms = (started_ns != 0).then(|| at_ns.saturating_sub(started_ns) / 1_000_000);
-        let in_state_ms = history.and_then(|(_, since_ms)| {
-            // The word wraps after 49 days.
-            let short = age_ms.is_none_or(|age_ms| age_ms < u64::from(u32::MAX));
-            let in_state_ms = u64::from(((at_ns / 1_000_000) as u32).wrapping_sub(since_ms));
-            // Of the two ends of this span each was cut to whole milliseconds.
-            (since_ms != 0 && short).then(|| age_ms.map_or(in_state_ms, |age_ms| age_ms.min(in_state_ms)))
-        });
-        let has_ends =
-            record.key != ConnKey { netns: record.key.netns, ip_version: record.key.ip_version, ..ConnKey::EMPTY };
-        let (local, remote) = ends(&record.key);
-        Self {
-            ktime_ns: at_ns,
-            ago_ms: moment.ktime_ns.saturating_sub(at_ns) / 1_000_000,
-            direction: if sent { "sent" } else { "received" }.to_owned(),
-            origin: origin(record.origin).filter(|_| sent),
-            cause: sent.then(|| ResetCause::from_u8(record.cause).unwrap_or(ResetCause::Unknown).name().to_owned()),
-            reason: sent.then(|| reasons.get(record.reason as usize).map_or_else(|| "none".to_owned(), Clone::clone)),
-            cookie: (record.cookie != 0).then_some(record.cookie),
-            netns: record.key.netns,
-            local_address: has_ends.then_some(local.ip()),
-            local_port: has_ends.then_some(local.port()),
-            remote_address: has_ends.then_some(remote.ip()),
-            remote_port: has_ends.then_some(remote.port()),
-            state: (record.state != 0).then(|| state_name(record.state).to_owned()),
-            states,
-            in_state_ms,
-            age_ms,
-            closed_first: history.and_then(|(history, _)| {
-                let local = history::closed_first_locally(history)?;
-                Some(if local { "local" } else { "remote" }.to_owned())
-            }),
-            segment: (record.known & known::SEGMENT != 0).then(|| Segment {
-                sequence: record.seq,
-                acknowledgement: record.ack,
-                flags: (0..)
-                    .zip(FLAGS)
-                    .filter(|(bit, _)| record.tcp_flags >> bit & 1 != 0)
-                    .map(|(_, f)| f.to_owned())
-                    .collect(),
-            }),
-            socket: (record.known & known::SOCKET != 0).then(|| Socket::new(evidence, moment)),
-            owner: owner.as_ref().map(|owner| Owner::new(owner, names)),
-            stack: stack.map(ToOwned::to_owned),
-        }
-    }
-}
-
-/// The states that the reset itself has seen, or those of its connection when they lead to the same one.
-fn trusted_history(evidence: &Evidence) -> Option<(u32, u32)> {
-    let Evidence { record, connection, .. } = evidence;
-    if record.history != 0 {
-        return Some((record.history, record.state_since_ms));
-    }
-    let connection = connection.as_ref()?;
-    let newest = history::states(connection.history).next()?;
-    (newest as u8 == record.state).then_some((connection.history, connection.state_since_ms))
-}
-
-impl Socket {
-    fn new(evidence: &Evidence, moment: Moment) -> Self {
-        let record = &evidence.record;
-        // A SYN counts as a byte, and carries none.
-        let syn = u32::from(record.state == TcpState::SynSent as u8);
-        let ticks = u64::from(moment.ticks_per_second.max(1));
-        let linger_ms = (u128::from(record.linger_jiffies) * 1000 / u128::from(ticks)).min(u128::from(u64::MAX)) as u64;
-        Self {
-            unread_bytes: record.unread_bytes,
-            unsent_bytes: record.unsent_bytes,
-            unacked_bytes: record.unacked_bytes.saturating_sub(syn),
-            sent_bytes: record.bytes_sent,
-            received_bytes: record.bytes_received,
-            srtt_us: (record.srtt_us != 0).then_some(record.srtt_us),
-            cwnd_segments: record.snd_cwnd,
-            retransmits_total: record.total_retrans,
-            rto_backoff: record.backoff,
-            linger_ms: (record.known & known::LINGER != 0).then_some(linger_ms),
-            orphan: record.known & known::ORPHAN != 0,
-        }
-    }
 }
