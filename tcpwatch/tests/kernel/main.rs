@@ -20,6 +20,7 @@ mod prometheus;
 mod proof;
 mod recording;
 mod reset_evidence;
+mod reset_rows;
 mod resets;
 mod retransmits;
 mod rtt;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     trials.extend(connections::trials());
     trials.extend(resets::trials());
     trials.extend(reset_evidence::trials());
+    trials.extend(reset_rows::trials());
     trials.extend(retransmits::trials());
     trials.extend(rtt::trials());
     trials.extend(proof::trials());

@@ -14,7 +14,7 @@ use crate::trial;
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("storms_are_told_in_time_and_everywhere", told),
-        trial("storms_are_none_in_a_restart_health_checks_and_a_ramp", none),
+        trial("storms_are_none_in_a_restart_health_checks_a_browser_and_a_ramp", none),
         trial("storms_of_muted_resets_are_counted_and_none", muted),
     ]
 }
@@ -93,10 +93,25 @@ fn told() -> Result<()> {
         thread::sleep(Duration::from_millis(100));
     };
     println!("its end was told {:?} after the last reset", ended.elapsed());
-    ensure!(storm["resets"] == made && storm["resets_by_cause"]["no_listener"] == made, "{made} made: {storm}");
+    // The first may be in a second that has too few to be high.
+    let resets = storm["resets"].as_u64().context("no resets")?;
+    ensure!((made - 19..=made).contains(&resets), "{made} made: {storm}");
+    ensure!(storm["resets_by_cause"]["no_listener"] == resets && storm["details"] == resets, "{storm}");
     ensure!(storm["peers"][0]["address"] == "127.0.0.1" && storm["ports"][0]["port"] == 9, "{storm}");
+    let stack = &storm["stacks"][0];
+    let frames = stack["frames"].as_array().context("no frames")?;
+    ensure!(frames.iter().any(|frame| frame == "tcp_v4_send_reset") && stack["resets"] == storm["details"], "{storm}");
+    let sentence = storm["sentence"].as_str().context("no sentence")?;
+    let from = format!("from kernel stack {} in ", stack["stack"].as_str().context("no stack")?);
+    for words in [&*format!("{resets} resets sent, cause no_listener"), "most with 127.0.0.1 (100 %)", &from] {
+        ensure!(sentence.contains(words), "no {words:?} in {sentence:?}");
+    }
+    let example = storm["example"]["sentence"].as_str().context("no example")?;
+    ensure!(example.contains("tried to connect to port 9 of 127.0.0.1, where nothing listens"), "{example}");
+    ensure!(storm["remedy"] == storm["example"]["remedy"], "{storm}");
     let peak = storm["peak_rate_per_second"].as_f64().context("no peak")?;
-    ensure!((100.0..400.0).contains(&peak), "{storm}");
+    // A machine that is busy makes up for a pause.
+    ensure!((100.0..made as f64).contains(&peak), "{storm}");
     let metrics = daemon.metrics()?;
     equal("still shown", metrics.count(ACTIVE, &labels), 1, &metrics)?;
     equal("storms of it", metrics.count(STORMS, &labels), 1, &metrics)?;
@@ -108,13 +123,20 @@ fn told() -> Result<()> {
     let (_, said) = daemon.stop()?;
     for phase in ["start", "end"] {
         let line = format!("reset storm: phase={phase} id=unknown-none-no_listener-");
-        ensure!(said.contains(&line), "no `{line}` in {said}");
+        let line = said.lines().find(|said| said.contains(&line)).with_context(|| format!("no `{line}` in {said}"))?;
+        for fact in ["by_cause=no_listener=", "peers=127.0.0.1=", "by_stack=", "sentence=\"", "remedy=\"Is it"] {
+            ensure!(line.contains(fact), "no `{fact}` in {line}");
+        }
     }
     // The daemon does not wait for its hooks, and these were told before it answered what was waited for above.
     let told = std::fs::read_to_string(&told)?;
-    for fact in
-        ["65534\n", "TCPWATCH_STORM_PHASE=start\n", "TCPWATCH_STORM_CAUSE=no_listener\n", "TCPWATCH_STORM_PORTS=9="]
-    {
+    for fact in [
+        "65534\n",
+        "TCPWATCH_STORM_PHASE=start\n",
+        "TCPWATCH_STORM_CAUSE=no_listener\n",
+        "TCPWATCH_STORM_PORTS=9=",
+        "_BY_STACK=",
+    ] {
         ensure!(told.contains(fact), "no {fact:?} in what the hook was told:\n{told}");
     }
     Ok(())
@@ -138,6 +160,19 @@ fn storm_events(events: &mut impl std::io::BufRead, count: usize) -> Result<Vec<
     Ok(phases)
 }
 
+/// Opens 30 connections and aborts them all, so often.
+fn browse(pages: usize) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:8081")?;
+    for _ in 0..pages {
+        let pair = |_| -> Result<_> { Ok((TcpStream::connect(listener.local_addr()?)?, listener.accept()?.0)) };
+        for (client, _server) in (0..30).map(pair).collect::<Result<Vec<_>>>()? {
+            sockopt::abort_on_close(&client)?;
+        }
+        thread::sleep(Duration::from_secs(2));
+    }
+    Ok(())
+}
+
 fn none() -> Result<()> {
     let ns = Netns::new()?;
     let daemon = settled(&ns, "")?;
@@ -152,14 +187,17 @@ fn none() -> Result<()> {
         // Health checks: ten balancers, each once a second. And a ramp that stays low.
         scope.spawn(|| refuse(&ns, SocketAddr::from(([127, 0, 0, 1], 9)), 10, |_| 6));
         scope.spawn(|| refuse(&ns, SocketAddr::from(([127, 0, 0, 1], 10)), 10, |second| second));
+        // A browser that opens a handful of connections and drops them when the page is left, every other second.
+        let browser = scope.spawn(|| ns.run(|| browse(5)));
         thread::sleep(Duration::from_secs(2));
         for (_, server) in &pairs {
             sockopt::abort_on_close(server)?;
         }
         drop(pairs);
-        Ok::<_, anyhow::Error>(())
+        browser.join().map_err(|_| anyhow::anyhow!("the browser panicked"))?
     })?;
-    let metrics = daemon.wait("the resets", |m| m.count("tcpwatch_resets_sent_total", &["linger_zero"]) == 2000)?;
+    let aborted = 2000 + 5 * 30;
+    let metrics = daemon.wait("the resets", |m| m.count("tcpwatch_resets_sent_total", &["linger_zero"]) == aborted)?;
     equal("refused", metrics.count("tcpwatch_resets_sent_total", &["no_listener"]), 60 + 45, &metrics)?;
     equal("storms", metrics.count(STORMS, &[]), 0, &metrics)?;
     equal("active", metrics.count(ACTIVE, &[]), 0, &metrics)
