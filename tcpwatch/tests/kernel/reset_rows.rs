@@ -448,7 +448,7 @@ fn x15() -> Result<()> {
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
         Ok((listener, connect(&socket, &SocketAddr::from(([127, 0, 0, 1], 9)))))
     })?;
-    match refused.map_err(|error| error.kind()) {
+    match refused.map_err(rustix::io::Errno::kind) {
         Err(ErrorKind::ConnectionRefused) => {}
         other => bail!("the firewall did not refuse: {other:?}"),
     }
