@@ -9,9 +9,10 @@
 //! * [`capture`]: packets with the times at which the kernel of one end saw them.
 //! * [`scenario`]: situations that people meet, for demonstrations and tests.
 //! * [`raw`]: hand-made TCP segments, for forged resets. [`nft`]: packet filter rules in a namespace.
+//! * [`pty`]: programs on a terminal of their own.
 //! * [`harness`]: tests that are reported as ignored, with the reason, where the lab cannot run.
 //!
-//! Everything here needs `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`; [`harness::obstacle`] says what is missing.
+//! Everything but [`pty`] needs `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`; [`harness::obstacle`] says what is missing.
 //! All times are nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
 
 pub mod capture;
@@ -20,6 +21,7 @@ pub mod harness;
 pub mod interface;
 pub mod netns;
 pub mod nft;
+pub mod pty;
 pub mod raw;
 pub mod relay;
 pub mod scenario;
@@ -29,6 +31,7 @@ pub mod sockopt;
 pub mod traffic;
 
 pub use netns::Netns;
+pub use pty::Pty;
 pub use relay::{Direction, Impairment, Match, Path};
 pub use snmp::Counters;
 pub use traffic::{End, Family, Pair, Traffic};

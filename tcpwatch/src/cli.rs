@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -20,7 +19,7 @@ use crate::http::WebConfigError;
 use crate::meaning;
 use crate::metrics;
 use crate::reload;
-use crate::top::columns;
+use crate::top;
 use crate::trace;
 
 /// Exit status: something failed.
@@ -53,11 +52,12 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Watch every TCP connection of this host and serve what is seen
     Run(Run),
-    /// Show the connections of this host, live
+    /// Show the connections, services and resets of this host, live
     ///
-    /// It asks the daemon by its socket. When no daemon runs and no socket was named, it loads the kernel programs
-    /// itself, for as long as it runs.
-    Top(Top),
+    /// It asks the daemon by its socket, which needs to be of the socket's group, or root. When no daemon runs and no
+    /// socket was named, it loads the kernel programs itself, for as long as it runs, which needs root. `?` shows the
+    /// keys. Colours are left out where NO_COLOR is set.
+    Top(top::Args),
     /// Print what happens, a line each
     ///
     /// WHAT is `resets`, `retransmits`, `connections` (opens and closes) or `all`, which it is when it is left out. EXPR
@@ -99,20 +99,6 @@ pub(crate) struct Run {
     /// Address and port for Prometheus [default: 127.0.0.1:10793] [env: TCPWATCH_LISTEN]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
-}
-
-/// `tcpwatch top`.
-#[derive(Debug, Args)]
-pub(crate) struct Top {
-    /// Print every row and end
-    #[arg(long)]
-    pub(crate) once: bool,
-    /// Sort by this column
-    #[arg(long, value_name = "COLUMN", default_value = columns::DEFAULT, value_parser = PossibleValuesParser::new(columns::names()))]
-    pub(crate) sort: String,
-    /// Show those that this selects, such as: port 443 and srtt > 50ms
-    #[arg(value_name = "EXPR")]
-    pub(crate) expr: Vec<String>,
 }
 
 /// `tcpwatch resets`.
@@ -171,23 +157,14 @@ pub(crate) struct Replay {
 pub(crate) enum Reader {
     /// Print the metrics, without those of the running process
     Metrics(MetricsReader),
-    /// Print the connections at the end, as `tcpwatch top --once` does
-    Top(TopReader),
+    /// Show the connections, services and resets as `tcpwatch top` does, a second of it each second
+    ///
+    /// To anything that is no terminal, and with --once, --json or --csv, it prints those at the end.
+    Top(top::Args),
     /// Print the connections at the end, one JSON object a line, as `/api/v1/connections` does
     Connections,
     /// Print the resets, as `tcpwatch resets` does
     Resets(ResetsReader),
-}
-
-/// `tcpwatch replay FILE top`.
-#[derive(Debug, Args)]
-pub(crate) struct TopReader {
-    /// Sort by this column
-    #[arg(long, value_name = "COLUMN", default_value = columns::DEFAULT, value_parser = PossibleValuesParser::new(columns::names()))]
-    pub(crate) sort: String,
-    /// Show those that this selects, such as: port 443 and srtt > 50ms
-    #[arg(value_name = "EXPR")]
-    pub(crate) expr: Vec<String>,
 }
 
 /// `tcpwatch replay FILE resets`.

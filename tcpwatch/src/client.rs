@@ -14,12 +14,15 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use crate::api::Selection;
 use crate::api::connection::Connection;
 use crate::api::interest::Kinds;
 use crate::api::resets::Resets;
+use crate::api::service::ServiceTotals;
 use crate::api::status::Status;
 use crate::explain::Explained;
 use crate::filter::Filter;
+use crate::http::TOTAL;
 use crate::http::params::Refusal;
 
 /// Why there is no answer.
@@ -111,21 +114,33 @@ impl Client {
         parse(path, &self.get(path).await?)
     }
 
-    /// Connections by `sort`, at most `limit` of them.
-    pub(crate) async fn connections(
-        &mut self,
-        sort: &str,
-        limit: Option<usize>,
-        filter: Option<&Filter>,
-    ) -> Result<Vec<Connection>, ClientError> {
-        let limit = limit.map(|limit| limit.to_string());
-        let filter = filter.map(ToString::to_string);
+    /// Services, with rates and quantiles.
+    pub(crate) async fn services(&mut self) -> Result<Vec<ServiceTotals>, ClientError> {
+        let path = "/api/v1/services";
+        lines(path, &self.get(path).await?)
+    }
+
+    /// A page of the connections, and how many there are on all pages.
+    pub(crate) async fn connections(&mut self, selection: &Selection) -> Result<(Vec<Connection>, usize), ClientError> {
+        let number = |number: usize, none: usize| (number != none).then(|| number.to_string());
+        let (limit, offset) = (number(selection.limit, usize::MAX), number(selection.offset, 0));
+        let filter = selection.filter.as_ref().map(ToString::to_string);
         let path = path_with(
             "/api/v1/connections",
-            &[("sort", Some(sort)), ("limit", limit.as_deref()), ("filter", filter.as_deref())],
+            &[
+                ("sort", selection.sort.map(|column| column.name)),
+                ("reverse", selection.reversed.then_some("true")),
+                ("limit", limit.as_deref()),
+                ("offset", offset.as_deref()),
+                ("filter", filter.as_deref()),
+                ("contains", selection.contains.as_deref()),
+            ],
         );
-        let body = self.get(&path).await?;
-        body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| parse(&path, line)).collect()
+        let answer = self.send(&path).await?;
+        let total = answer.headers().get(TOTAL).and_then(|total| total.to_str().ok()?.parse().ok());
+        let page: Vec<Connection> = lines(&path, &body(&path, answer).await?)?;
+        let total = total.unwrap_or(page.len());
+        Ok((page, total))
     }
 
     /// Verdicts, a line of JSON each: of everything in trouble, or of `all` that the filter selects.
@@ -141,8 +156,7 @@ impl Client {
             "/api/v1/explain",
             &[("filter", filter.as_deref()), ("for", window.as_deref()), ("all", all.then_some("true"))],
         );
-        let body = self.get(&path).await?;
-        body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| parse(&path, line)).collect()
+        lines(&path, &self.get(&path).await?)
     }
 
     /// Follows events, until the daemon ends or the time `until` is over.
@@ -167,10 +181,7 @@ impl Client {
     }
 
     async fn get(&mut self, path: &str) -> Result<Bytes, ClientError> {
-        let answer = self.send(path).await?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await?.to_bytes();
-        if status == StatusCode::OK { Ok(body) } else { Err(refused(path.to_owned(), status, &body)) }
+        body(path, self.send(path).await?).await
     }
 
     async fn send(&mut self, path: &str) -> Result<Response<Incoming>, ClientError> {
@@ -186,6 +197,18 @@ impl Client {
         request.headers_mut().insert(HOST, hyper::header::HeaderValue::from_static("localhost"));
         Ok(self.sender.send_request(request).await?)
     }
+}
+
+/// The body of an answer that is one.
+async fn body(path: &str, answer: Response<Incoming>) -> Result<Bytes, ClientError> {
+    let status = answer.status();
+    let body = answer.into_body().collect().await?.to_bytes();
+    if status == StatusCode::OK { Ok(body) } else { Err(refused(path.to_owned(), status, &body)) }
+}
+
+/// The objects of an answer that has one a line.
+fn lines<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<Vec<T>, ClientError> {
+    body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| parse(path, line)).collect()
 }
 
 fn refused(path: String, status: StatusCode, body: &[u8]) -> ClientError {

@@ -79,14 +79,13 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
     let resolved = cli.resolve().map_err(|error| Failure { status: cli::USAGE, text: error.to_string() })?;
     // A live view has the terminal for itself; what goes wrong is shown in it.
-    let quiet = matches!(&cli.command, Command::Top(top) if !top.once);
+    let quiet = matches!(&cli.command, Command::Top(top) if top.format().is_none());
     start_log(&resolved.config, quiet);
     for warning in &resolved.warnings {
         log::warn!("{warning}");
     }
-    if let Command::Top(top) = &cli.command {
-        return top::run(&resolved, top.once, &top.sort, &top.expr)
-            .map_err(|error| Failure { status: error.status(), text: error.to_string() });
+    if let Command::Top(args) = &cli.command {
+        return top::run(&resolved, args).map_err(|error| Failure { status: error.status(), text: error.to_string() });
     }
     if let Command::Explain(args) = &cli.command {
         return explain::command::run(&resolved, args)

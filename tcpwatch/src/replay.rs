@@ -5,15 +5,16 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use crate::aggregate::Aggregator;
 use crate::aggregate::snapshot::Snapshot;
 use crate::api::connection::Connection;
 use crate::api::resets::Resets;
-use crate::api::{self};
+use crate::api::{self, Selection};
 use crate::cli::{self, Reader, Replay};
-use crate::filter::{Filter, FilterError};
 use crate::metrics::{MetricsError, Recorded};
 use crate::recording::{Intake, Recording, RecordingError};
-use crate::top::{self, columns};
+use crate::top::columns::Row as _;
+use crate::top::{self, TopError, columns};
 
 /// Why a replay does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +25,9 @@ pub(crate) enum ReplayError {
     /// A mistake in the catalogue.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
-    /// The filter is wrong.
+    /// The view fails.
     #[error(transparent)]
-    Filter(#[from] FilterError),
+    Top(#[from] TopError),
     /// No such column.
     #[error(transparent)]
     Column(#[from] columns::NoColumn),
@@ -39,7 +40,8 @@ impl ReplayError {
     /// The status to end with.
     pub(crate) const fn status(&self) -> u8 {
         match self {
-            Self::Column(_) | Self::Filter(_) => cli::USAGE,
+            Self::Column(_) => cli::USAGE,
+            Self::Top(error) => error.status(),
             Self::Recording(_) | Self::Metrics(_) | Self::Output(_) => cli::FAILED,
         }
     }
@@ -47,18 +49,15 @@ impl ReplayError {
 
 /// Shows a recording to the reader that was asked for. What is before a break in the file is shown all the same.
 pub(crate) fn run(args: &Replay, out: &mut impl Write) -> Result<(), ReplayError> {
+    if let Some(Reader::Top(reader)) = &args.reader {
+        return Ok(top::replay(&args.file, reader, out)?);
+    }
     let playback = Playback::of(Recording::open(&args.file)?);
     match &args.reader {
-        None => metrics(playback, None, out),
+        None | Some(Reader::Top(_)) => metrics(playback, None, out),
         Some(Reader::Metrics(reader)) => metrics(playback, reader.at, out),
-        Some(Reader::Top(reader)) => {
-            let filter = Filter::of_words(&reader.expr)?;
-            connections(playback, &reader.sort, filter.as_ref(), out, |all| top::table(all, usize::MAX))
-        }
         Some(Reader::Resets(reader)) => resets(playback, reader.json, out),
-        Some(Reader::Connections) => {
-            connections(playback, columns::DEFAULT, None, out, |all| all.iter().map(api::line).collect::<String>())
-        }
+        Some(Reader::Connections) => connections(playback, out),
     }
 }
 
@@ -73,6 +72,11 @@ impl<R: io::Read> Playback<R> {
     pub(crate) fn of(recording: Recording<R>) -> Self {
         let (intake, _) = Intake::new(recording.beginning(), None);
         Self { recording, intake }
+    }
+
+    /// What was added up so far.
+    pub(crate) fn aggregator(&self) -> &Aggregator {
+        self.intake.aggregator()
     }
 
     /// The next snapshot; `None` at the end of a whole recording. After an error there are no more.
@@ -110,15 +114,8 @@ fn metrics<R: io::Read>(mut playback: Playback<R>, at: Option<u64>, out: &mut im
     broken.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// The connections that were there at the last snapshot, in the order of a column.
-fn connections<R: io::Read>(
-    mut playback: Playback<R>,
-    column: &str,
-    filter: Option<&Filter>,
-    out: &mut impl Write,
-    shown: impl FnOnce(&[Connection]) -> String,
-) -> Result<(), ReplayError> {
-    let column = columns::find(column)?;
+/// The connections that were there at the last snapshot, those that sent most first.
+fn connections<R: io::Read>(mut playback: Playback<R>, out: &mut impl Write) -> Result<(), ReplayError> {
     let mut moment = (playback.recording.beginning().ktime_ns, playback.recording.beginning().facts.ticks_per_second);
     let broken = loop {
         match playback.next() {
@@ -127,9 +124,12 @@ fn connections<R: io::Read>(
             Err(error) => break Some(error),
         }
     };
-    let mut connections = playback.intake.aggregator().listing(moment.0).connections(moment.1, filter);
-    columns::sort(&mut connections, column, false);
-    write(out, &shown(&connections))?;
+    let listing = playback.aggregator().listing(moment.0);
+    let selection = Selection { sort: Some(columns::find(Connection::DEFAULT)?), ..Selection::default() };
+    let (page, _) = listing.page(moment.1, &selection);
+    for record in page {
+        write(out, &api::line(&listing.connection(record, moment.1)))?;
+    }
     broken.map_or(Ok(()), |error| Err(error.into()))
 }
 
@@ -162,7 +162,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::cli::{MetricsReader, ResetsReader, TopReader};
+    use crate::cli::{MetricsReader, ResetsReader};
 
     fn check(file: &Path, extension: &str, text: &str) {
         let name = file.with_extension(extension);
@@ -195,7 +195,7 @@ mod tests {
             assert!(fs::metadata(&file).unwrap().len() < 100_000, "{}", file.display());
             check(&file, "metrics", &text);
             for (extension, reader) in [
-                ("top", Reader::Top(TopReader { sort: "sent".to_owned(), expr: Vec::new() })),
+                ("top", Reader::Top(top::Args::once_by("sent"))),
                 ("jsonl", Reader::Connections),
                 ("resets", Reader::Resets(ResetsReader { json: false })),
             ] {

@@ -5,14 +5,19 @@ use std::os::unix::process::CommandExt as _;
 use anyhow::{Context as _, Result};
 
 use crate::process::{as_root, cargo, say, show, succeed, target_dir};
+use crate::{build, setup};
 
 /// The program of the crate `tcpwatch-lab`.
 const PROGRAM: &str = "tcpwatch-lab";
 
+/// What is watched at once: a scenario where there is something of everything, for an hour unless one quits.
+const DEMO: &str = "demo";
+const SHOWN: [&str; 3] = ["mixed", "--duration", "60m"];
+
 /// Play a situation that people meet, to be watched with `tcpwatch top`
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which one; without a name they are listed
+    /// Which one; without a name they are listed. `demo` plays a mix of them and starts `tcpwatch top` on it
     scenario: Option<String>,
     /// List the scenarios
     #[arg(long)]
@@ -31,6 +36,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     succeed(&mut build)?;
     let binary = target_dir()?.join("release").join(PROGRAM);
     let binary = binary.to_str().context("the path of the target folder is not UTF-8")?;
+    if args.scenario.as_deref() == Some(DEMO) && !args.list {
+        return demo(binary);
+    }
     let words = words(args);
     let needs_root = words.iter().any(|word| !word.starts_with("--"));
     let mut command = if needs_root {
@@ -42,6 +50,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     say!("{}", show(&command));
     // In place of xtask, so that Ctrl-C and the exit status are the program's own.
+    Err(command.exec()).with_context(|| format!("cannot start {}", show(&command)))
+}
+
+/// Retransmits, a zero window and a small storm of resets within a minute, with `tcpwatch top` to see them in.
+fn demo(lab: &str) -> Result<()> {
+    setup::ensure_toolchain()?;
+    build::build(true)?;
+    let tcpwatch = target_dir()?.join("release/tcpwatch");
+    let tcpwatch = tcpwatch.to_str().context("the path of the target folder is not UTF-8")?;
+    let mut command = as_root(&[&[lab], &SHOWN[..], &["--watch", tcpwatch]].concat())?;
+    say!("{}", show(&command));
     Err(command.exec()).with_context(|| format!("cannot start {}", show(&command)))
 }
 

@@ -17,7 +17,7 @@ pub(crate) const COMPILERS: [[&str; 2]; 2] =
 /// Major versions of LLVM that the bpf-linker of `toolchain::LINKER_VERSION` can be built for.
 pub(crate) const LINKER_LLVMS: [u32; 3] = [21, 22, 23];
 /// Programs that the tests on the real kernel start, and their packages.
-pub(crate) const TEST_TOOLS: [(&str, &str); 9] = [
+pub(crate) const TEST_TOOLS: [(&str, &str); 10] = [
     ("tshark", "tshark"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
@@ -27,6 +27,7 @@ pub(crate) const TEST_TOOLS: [(&str, &str); 9] = [
     ("debootstrap", "debootstrap"),
     ("musl-gcc", "musl-tools"),
     ("faketime", "faketime"),
+    ("tmux", "tmux"),
 ];
 /// Programs that the benchmarks compare with, and their packages.
 pub(crate) const BENCH_TOOLS: [(&str, &str); 1] = [("bpftrace", "bpftrace")];

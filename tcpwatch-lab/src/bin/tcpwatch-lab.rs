@@ -1,13 +1,16 @@
 //! `tcpwatch-lab NAME`: plays a scenario, to be watched with `tcpwatch top`. Started by `cargo xtask lab`.
 
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use tcpwatch_lab::scenario::Stage;
 use tcpwatch_lab::{harness, scenario};
 
 /// Play a situation on a path between two network namespaces of its own
@@ -22,6 +25,9 @@ struct Args {
     /// For how long rounds of traffic begin: 30s, 2m; 0s is one round
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     duration: Option<Duration>,
+    /// This tcpwatch shows it, as `top`; what is played ends with that
+    #[arg(long, value_name = "PROGRAM")]
+    watch: Option<PathBuf>,
     /// Congestion control of both ends
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
@@ -70,10 +76,33 @@ fn play(args: Args) -> Result<()> {
     println!("path: {}", scenario.setup.path_in_words());
     let (a, b) = (stage.path.a().inode(), stage.path.b().inode());
     println!("network namespaces: {a} (clients), {b} (servers)");
+    if let Some(program) = args.watch {
+        return watched(&stage, &stop, &program, [a, b]);
+    }
     println!("for {:?}, or until Ctrl-C; in another terminal: tcpwatch top", scenario.setup.duration);
     let truth = stage.run()?;
     let ended = if stop.load(Ordering::Acquire) { "interrupted" } else { "done" };
     println!("{ended}: {truth}");
+    Ok(())
+}
+
+/// Plays it while `program` shows its connections on this terminal.
+fn watched(stage: &Stage, stop: &AtomicBool, program: &Path, netns: [u32; 2]) -> Result<()> {
+    let [a, b] = netns;
+    let truth = thread::scope(|scope| {
+        let played = scope.spawn(|| stage.run());
+        // The clients' ends, and the servers': the same connections from both sides.
+        let shown =
+            Command::new(program).args(["top", "--sort", "retrans"]).arg(format!("netns {a} or netns {b}")).status();
+        stop.store(true, Ordering::Release);
+        let truth = played.join().map_err(|_| anyhow::anyhow!("the traffic panicked"));
+        let status = shown.with_context(|| format!("cannot start {}", program.display()))?;
+        if !status.success() {
+            bail!("{} ended with {status}", program.display());
+        }
+        truth?
+    })?;
+    println!("what was played: {truth}");
     Ok(())
 }
 

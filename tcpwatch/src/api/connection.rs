@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tcpwatch_common::close::flag;
 use tcpwatch_common::hist::{quantile, sketch_lower};
+use tcpwatch_common::history;
 use tcpwatch_common::limits::{application, ecn};
 use tcpwatch_common::record::ConnRecord;
 use tcpwatch_common::state::{Direction, ca_state};
@@ -42,6 +43,10 @@ pub(crate) struct Connection {
     pub(crate) remote_port: u16,
     /// State at the newest record.
     pub(crate) state: Name,
+    /// The states it went through as far as they were seen, at most eight, the newest first; none before the first step.
+    pub(crate) states: Vec<Name>,
+    /// Since it came into its state; null when that was not seen.
+    pub(crate) in_state_ms: Option<u64>,
     /// `inbound`, `outbound` or `unknown`.
     pub(crate) direction: Name,
     /// The service that its totals are counted under.
@@ -250,6 +255,8 @@ impl Connection {
             remote_address: remote.ip(),
             remote_port: remote.port(),
             state: state_name(record.state).into(),
+            states: history::states(record.history).map(|state| state.name().into()).collect(),
+            in_state_ms: in_state_ms(record, moment),
             direction: Direction::from_u8(record.direction).name().into(),
             service: service.label().into(),
             pid: (record.pid != 0).then_some(record.pid),
@@ -343,14 +350,22 @@ impl Connection {
     }
 }
 
+/// Since it came into its state. The word wraps after 49 days: what is older than that is not told.
+fn in_state_ms(record: &ConnRecord, moment: Moment) -> Option<u64> {
+    let age_ms = moment.age_ms(record.started_ns);
+    let in_state_ms = u64::from(((moment.ktime_ns / 1_000_000) as u32).wrapping_sub(record.state_since_ms));
+    (record.history != 0 && record.state_since_ms != 0 && age_ms < u64::from(u32::MAX)).then(|| in_state_ms.min(age_ms))
+}
+
 /// `tcp_compute_delivery_rate`, net/ipv4/tcp.c.
-fn delivery_rate(record: &ConnRecord) -> Option<u64> {
+pub(crate) fn delivery_rate(record: &ConnRecord) -> Option<u64> {
     let bytes = u64::from(record.rate_delivered) * u64::from(record.mss);
     let rate = bytes.saturating_mul(1_000_000).checked_div(u64::from(record.rate_interval_us))?;
     (rate > 0).then_some(rate)
 }
 
-fn quantiles(record: &ConnRecord) -> Option<RttQuantiles> {
+/// Of the raw RTT samples.
+pub(crate) fn quantiles(record: &ConnRecord) -> Option<RttQuantiles> {
     let counts = record.sketch.iter().map(|count| u64::from(*count));
     let at = |q| {
         let us = quantile(counts.clone(), sketch_lower, q)?;
@@ -383,6 +398,8 @@ pub(crate) mod tests {
         (record.key.local_port, record.key.remote_port) = (443, 51_234);
         (record.key.ip_version, record.key.netns) = (4, 4_026_531_840);
         (record.state, record.direction) = (TcpState::Established as u8, 1);
+        record.history = history::push(0, TcpState::SynRecv as u8, TcpState::Established as u8);
+        record.state_since_ms = 1_040;
         (record.pid, record.uid, record.owner_uid, record.owner_kind) = (812, 0, 33, OwnerKind::Read as u8);
         record.cgroup = 50;
         record.comm[..5].copy_from_slice(b"nginx");

@@ -6,6 +6,7 @@ pub(crate) mod connection;
 pub(crate) mod event;
 pub(crate) mod interest;
 pub(crate) mod listener;
+mod listing;
 pub(crate) mod owner;
 pub(crate) mod proof;
 pub(crate) mod resets;
@@ -17,58 +18,12 @@ pub(crate) mod storm;
 pub(crate) mod text;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 
 use serde::Serialize;
 use tcpwatch_common::conn::ConnKey;
-use tcpwatch_common::record::ConnRecord;
-use tcpwatch_common::state::{Direction, TcpState};
+use tcpwatch_common::state::TcpState;
 
-use crate::aggregate::owners::{self, Names};
-use crate::aggregate::snapshot::Service;
-use crate::filter::{ConnFacts, Filter};
-
-/// The connection table at a moment. The records are shared with the table: it costs a pointer a connection.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Listing {
-    /// When it was made, ns of CLOCK_MONOTONIC.
-    pub(crate) ktime_ns: u64,
-    /// The newest record of each connection, in no order.
-    pub(crate) records: Vec<Arc<ConnRecord>>,
-    /// Direction and service of each group slot.
-    pub(crate) services: Vec<(Direction, Service)>,
-    /// Users and control groups.
-    pub(crate) names: Arc<Names>,
-}
-
-impl Listing {
-    /// What a slot is shown as.
-    pub(crate) fn service(&self, slot: u32) -> Service {
-        self.services.get(slot as usize).map_or(Service::Other, |(_, service)| *service)
-    }
-
-    /// What a filter looks at in a connection.
-    pub(crate) fn facts<'a>(&'a self, record: &'a ConnRecord, ticks_per_second: u32) -> ConnFacts<'a> {
-        let moment = Moment { ktime_ns: self.ktime_ns, ticks_per_second };
-        ConnFacts { record, service: self.service(record.slot), moment, names: Some(&self.names) }
-    }
-
-    /// The connections that a filter selects, as the API shows them.
-    pub(crate) fn connections(&self, ticks_per_second: u32, filter: Option<&Filter>) -> Vec<connection::Connection> {
-        let moment = Moment { ktime_ns: self.ktime_ns, ticks_per_second };
-        self.records
-            .iter()
-            .filter(|record| filter.is_none_or(|filter| filter.selects(&self.facts(record, ticks_per_second))))
-            .map(|record| {
-                let owner = owner::Owner::new(&owners::Owner::of(record), &self.names);
-                connection::Connection {
-                    owner,
-                    ..connection::Connection::new(record, self.service(record.slot), moment)
-                }
-            })
-            .collect()
-    }
-}
+pub(crate) use self::listing::{Listing, Selection};
 
 /// What the clock says where something is turned into words.
 #[derive(Clone, Copy, Debug)]

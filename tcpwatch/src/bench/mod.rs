@@ -3,3 +3,4 @@
 pub mod flood;
 pub mod kernel;
 pub(crate) mod sample;
+pub mod top;

@@ -86,12 +86,7 @@ fn print(explained: &[Explained], args: &Args) -> Result<(), ExplainError> {
 pub(super) fn text(explained: &[Explained]) -> String {
     let mut text = String::new();
     for one in explained {
-        let window = match one.window.as_str() {
-            "interval" => format!("over {:.1} s", one.window_s),
-            _ if one.window_s > 0.0 => format!("since it began, {:.1} s", one.window_s),
-            _ => "now".to_owned(),
-        };
-        let _to_memory = writeln!(text, "{}  ({window})", one.subject.line());
+        let _to_memory = writeln!(text, "{}  ({})", one.subject.line(), window(one));
         for verdict in &one.verdicts {
             text.push_str(&said(verdict));
         }
@@ -102,7 +97,17 @@ pub(super) fn text(explained: &[Explained]) -> String {
     text
 }
 
-fn said(verdict: &Verdict) -> String {
+/// The time that it stands on.
+pub(crate) fn window(explained: &Explained) -> String {
+    match explained.window.as_str() {
+        "interval" => format!("over {:.1} s", explained.window_s),
+        _ if explained.window_s > 0.0 => format!("since it began, {:.1} s", explained.window_s),
+        _ => "now".to_owned(),
+    }
+}
+
+/// A verdict in three lines, or two when there is nothing to be done.
+pub(crate) fn said(verdict: &Verdict) -> String {
     let share = verdict.share.map_or_else(String::new, |share| format!(", {:.0} % of the time", share * 100.0));
     let mut text = format!("  {} (sure to {:.0} %{share})\n", verdict.id.name(), verdict.confidence * 100.0);
     let _to_memory = writeln!(text, "    {}", verdict.sentence);

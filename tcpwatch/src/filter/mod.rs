@@ -17,7 +17,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use self::expr::Expr;
+use self::expr::{Expr, Op, Term};
 pub(crate) use self::facts::{Fact, kinds};
 pub(crate) use self::parse::FilterError;
 pub(crate) use self::subjects::{ConnFacts, of_key};
@@ -53,6 +53,11 @@ impl Filter {
     /// The filter that `words` are; none at all select everything.
     pub(crate) fn of_words(words: &[String]) -> Result<Option<Self>, FilterError> {
         if words.is_empty() { Ok(None) } else { words.join(" ").parse().map(Some) }
+    }
+
+    /// The socket with this cookie.
+    pub(crate) fn of_cookie(cookie: u64) -> Self {
+        Self(Expr::Term(Term::Number(Fact::Cookie, Op::Equal, cookie)))
     }
 
     /// Whether it selects `subject`.

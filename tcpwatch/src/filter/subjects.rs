@@ -1,5 +1,5 @@
 //! What filters are asked of: records of the kernel, before a word is made of them, and connections as the API shows
-//! them. Both know the same. Resets as the API shows them, too.
+//! them. Both know the same. Resets and services as the API shows them, too.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -14,6 +14,7 @@ use crate::aggregate::snapshot::Service;
 use crate::api::connection::Connection;
 use crate::api::owner::Owner;
 use crate::api::resets::Reset;
+use crate::api::service::ServiceTotals;
 use crate::api::{Moment, ends, state_name, text::printable};
 use crate::cgroup::Cgroup;
 
@@ -44,7 +45,8 @@ pub(crate) fn of_key(key: &ConnKey, fact: Fact) -> Option<Value<'static>> {
 }
 
 impl<'a> ConnFacts<'a> {
-    fn cgroup(&self) -> Option<&'a Cgroup> {
+    /// The control group of its owner.
+    pub(crate) fn cgroup(&self) -> Option<&'a Cgroup> {
         self.names?.cgroup(&owners::Owner::of(self.record))
     }
 }
@@ -162,6 +164,25 @@ impl Subject for Reset {
             _ => None,
         };
         number.map(Value::Number)
+    }
+}
+
+impl Subject for ServiceTotals {
+    fn fact(&self, fact: Fact) -> Option<Value<'_>> {
+        let port = |direction: &str| {
+            let port = self.service.parse().ok().filter(|_| self.direction == direction)?;
+            Some(Value::Number(port))
+        };
+        match fact {
+            Fact::Direction => borrowed(&self.direction),
+            Fact::Service => borrowed(&self.service),
+            Fact::LocalPort => port("inbound"),
+            Fact::PeerPort => port("outbound"),
+            Fact::Sent => Some(Value::Number(self.totals.sent_bytes)),
+            Fact::Received => Some(Value::Number(self.totals.received_bytes)),
+            Fact::Retransmits => Some(Value::Number(self.totals.retransmitted_segments.values().sum())),
+            _ => None,
+        }
     }
 }
 

@@ -20,13 +20,13 @@ use crate::api::resets::Resets;
 use crate::api::service::services;
 use crate::api::status::Status;
 use crate::api::storm::Storms;
-use crate::api::{Listing, line};
+use crate::api::{Listing, Selection, line};
 use crate::config;
 use crate::explain::Sight;
 use crate::filter::Filter;
 use crate::metrics::process::Process;
 use crate::sys;
-use crate::top::columns::{self, Column};
+use crate::top::columns;
 
 /// The pages of the API.
 pub(super) fn pages() -> Router<Pages> {
@@ -47,7 +47,7 @@ pub(super) const STOPPING: (StatusCode, &str) =
 const FAILED: (StatusCode, &str) = (StatusCode::INTERNAL_SERVER_ERROR, "it failed; see the log\n");
 const LINES: (HeaderName, &str) = (header::CONTENT_TYPE, "application/x-ndjson");
 /// How many connections a filter selects, of which a page may show fewer.
-const TOTAL: HeaderName = HeaderName::from_static("x-total-count");
+pub(crate) const TOTAL: HeaderName = HeaderName::from_static("x-total-count");
 
 impl Pages {
     /// The newest snapshot, of this moment if the daemon has the time.
@@ -138,12 +138,7 @@ pub(super) fn asked(uri: &Uri) -> Result<(Option<Filter>, Option<Duration>, bool
         let time = config::duration(text).filter(|time| *time <= LONGEST_WINDOW);
         time.ok_or("it must be a time such as 500ms, 10s or 5m, and at most 10m")
     };
-    let all = |text: &str| match text {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => Err("it must be true or false"),
-    };
-    Ok((params.get("filter", str::parse)?, params.get("for", time)?, params.get("all", all)?.unwrap_or(false)))
+    Ok((params.get("filter", str::parse)?, params.get("for", time)?, params.get("all", truth)?.unwrap_or(false)))
 }
 
 async fn listeners(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
@@ -160,29 +155,25 @@ async fn resets(State(pages): State<Pages>, uri: Uri) -> Result<Response, Respon
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
-/// What of the connections is wanted.
-pub(super) struct Selection {
-    filter: Option<Filter>,
-    /// Those that matter most by it come first.
-    sort: Option<&'static Column>,
-    offset: usize,
-    limit: usize,
+/// Which connections a request wants.
+pub(super) fn selection(uri: &Uri) -> Result<Selection, Refusal> {
+    let params = Params::of(uri, &["filter", "contains", "sort", "reverse", "limit", "offset"])?;
+    Ok(Selection {
+        filter: params.get("filter", str::parse)?,
+        contains: params.get("contains", |text| Ok::<_, String>(text.to_lowercase()))?,
+        sort: params.get("sort", columns::find)?,
+        reversed: params.get("reverse", truth)?.unwrap_or(false),
+        offset: params.number("offset", usize::MAX)?.unwrap_or(0),
+        limit: params.number("limit", usize::MAX)?.unwrap_or(usize::MAX),
+    })
 }
 
-impl Selection {
-    pub(super) fn of(uri: &Uri) -> Result<Self, Refusal> {
-        let params = Params::of(uri, &["filter", "sort", "limit", "offset"])?;
-        Ok(Self {
-            filter: params.get("filter", str::parse)?,
-            sort: params.get("sort", columns::find)?,
-            offset: params.number("offset", usize::MAX)?.unwrap_or(0),
-            limit: params.number("limit", usize::MAX)?.unwrap_or(usize::MAX),
-        })
-    }
+fn truth(text: &str) -> Result<bool, &'static str> {
+    text.parse().map_err(|_| "it must be true or false")
 }
 
 async fn connections(State(pages): State<Pages>, uri: Uri) -> Result<Response, Response> {
-    let selection = Selection::of(&uri).map_err(Refusal::into_response)?;
+    let selection = selection(&uri).map_err(Refusal::into_response)?;
     let listing = pages.listing().await?;
     let (text, total) = pages.in_turn(move || text(&listing, &selection)).await?;
     Ok(([LINES, (TOTAL, total.to_string().as_str())], Body::from(text)).into_response())
@@ -190,14 +181,9 @@ async fn connections(State(pages): State<Pages>, uri: Uri) -> Result<Response, R
 
 /// A page of the connections, and how many there are on all pages.
 fn text(listing: &Listing, selection: &Selection) -> (String, usize) {
-    let mut connections = listing.connections(sys::ticks_per_second(), selection.filter.as_ref());
-    match selection.sort {
-        Some(column) => columns::sort(&mut connections, column, false),
-        // Pages are of one order.
-        None => connections.sort_by_key(|connection| connection.cookie),
-    }
-    let total = connections.len();
-    (connections.iter().skip(selection.offset).take(selection.limit).map(line).collect(), total)
+    let ticks = sys::ticks_per_second();
+    let (page, total) = listing.page(ticks, selection);
+    (page.into_iter().map(|record| line(&listing.connection(record, ticks))).collect(), total)
 }
 
 #[cfg(test)]
@@ -221,9 +207,13 @@ mod tests {
             ("offset=9", vec![], 3),
             ("filter=srtt+%3E+15us&limit=1&sort=rtt", vec!["2"], 2),
             ("filter=port+443+and+not+cookie+2", vec!["1", "3"], 2),
+            ("sort=rtt&reverse=true&limit=2", vec!["1", "3"], 3),
+            ("sort=state&reverse=false&limit=1", vec!["1"], 3),
+            ("contains=NGINX&sort=rtt&limit=1", vec!["2"], 3),
+            ("contains=20us&sort=rtt", vec!["3"], 1),
             ("", vec!["1", "2", "3"], 3),
         ] {
-            let selection = Selection::of(&format!("/?{query}").parse().unwrap()).unwrap_or_else(|e| panic!("{e:?}"));
+            let selection = selection(&format!("/?{query}").parse().unwrap()).unwrap_or_else(|e| panic!("{e:?}"));
             let (text, found) = text(&listing, &selection);
             let shown: Vec<_> = text.lines().map(|line| line.split([',', ':']).nth(1).unwrap()).collect();
             assert_eq!((shown, found), (cookies, total), "{query}");
@@ -237,9 +227,10 @@ mod tests {
             ("limit=-1", "limit", "it must be a whole number"),
             ("offset=x", "offset", "it must be a whole number"),
             ("filter=state+OPEN", "filter", "there is no state `OPEN`; there are ESTABLISHED"),
-            ("page=2", "page", "there are filter, sort, limit, offset"),
+            ("reverse=yes", "reverse", "it must be true or false"),
+            ("page=2", "page", "there are filter, contains, sort, reverse, limit, offset"),
         ] {
-            let refusal = Selection::of(&format!("/?{query}").parse().unwrap()).err().unwrap();
+            let refusal = selection(&format!("/?{query}").parse().unwrap()).err().unwrap();
             assert!(refusal.parameter == parameter && refusal.error.contains(error), "{refusal:?}");
         }
     }

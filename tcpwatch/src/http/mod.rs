@@ -44,6 +44,7 @@ use crate::explain::Picture;
 use crate::metrics::{Exporter, Format};
 use crate::storm::Change;
 
+pub(crate) use api::TOTAL;
 pub(crate) use auth::Access;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use fuzz::fuzz;

@@ -20,6 +20,13 @@ pub(super) fn text(resets: &Resets) -> String {
     text
 }
 
+/// A reset with its evidence.
+pub(crate) fn evidence(reset: &Reset) -> String {
+    let mut text = String::new();
+    let _to_memory = write_reset(&mut text, reset);
+    text
+}
+
 fn write(text: &mut String, resets: &Resets) -> std::fmt::Result {
     if resets.causes.is_empty() {
         writeln!(text, "no resets")?;

@@ -1,26 +1,96 @@
-//! `tcpwatch top`: the connections of this host, live. `columns` is the table of what is shown, `app` the state machine,
-//! `view` draws it, `term` has the terminal. Everything shown comes over the API, from the daemon's socket or from
-//! programs that this process loads for itself.
+//! `tcpwatch top`: the connections, services and resets of this host, live, or those of a recording. `columns` has the
+//! tables of what is shown, `list` a table as the user has arranged it, `app` the state machine, `history` what was seen
+//! over time; `view` draws, `term` has the terminal. `ask` gets finished pages over the API, from the daemon's socket or
+//! from programs that this process loads for itself, or from a recording (`playback`).
 
-mod app;
+pub(crate) mod app;
+pub(crate) mod ask;
 pub(crate) mod columns;
+mod history;
+mod list;
+pub(crate) mod playback;
+pub(crate) mod print;
 mod term;
-mod view;
+pub(crate) mod view;
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
+use clap::builder::PossibleValuesParser;
 use tokio::sync::oneshot;
 
-use self::app::{App, Picture};
-use self::columns::{COLUMNS, Column, NoColumn};
+use self::app::App;
+use self::ask::{AskError, Kept, Order, Question, Source, Table};
+use self::columns::{NoColumn, Row as _};
+use self::playback::Player;
+use self::print::Format;
 use crate::api::connection::Connection;
+use crate::api::resets::Reset;
+use crate::api::service::ServiceTotals;
 use crate::cli;
 use crate::client::{Client, ClientError};
 use crate::config::{Config, Origin, Resolved};
 use crate::daemon::{self, DaemonError};
 use crate::filter::{Filter, FilterError};
+use crate::recording::RecordingError;
 use crate::sys;
+
+/// `tcpwatch top`, and `tcpwatch replay FILE top`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Print every row and end
+    #[arg(long)]
+    once: bool,
+    /// Print every row as JSON, an object of the API a line, and end
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print every row as CSV, with the fields of the API that the columns show, and end
+    #[arg(long)]
+    csv: bool,
+    /// The table to begin with, or to print
+    #[arg(long, value_name = "TABLE", value_enum, default_value_t)]
+    table: Table,
+    /// Sort by this column of it [default: sent; of services out, of resets ago]
+    #[arg(long, value_name = "COLUMN", value_parser = PossibleValuesParser::new(columns::names()), hide_possible_values = true)]
+    sort: Option<String>,
+    /// Show those that this selects, such as: port 443 and srtt > 50ms
+    #[arg(value_name = "EXPR")]
+    expr: Vec<String>,
+}
+
+impl Args {
+    /// What `--once` prints, sorted by this column.
+    #[cfg(test)]
+    pub(crate) fn once_by(sort: &str) -> Self {
+        Self { once: true, sort: Some(sort.to_owned()), ..Self::default() }
+    }
+
+    /// How it is printed; none when it is to be watched.
+    pub(crate) const fn format(&self) -> Option<Format> {
+        match (self.json, self.csv, self.once) {
+            (true, ..) => Some(Format::Json),
+            (_, true, _) => Some(Format::Csv),
+            (_, _, true) => Some(Format::Text),
+            _ => None,
+        }
+    }
+
+    const fn table(&self) -> Table {
+        self.table
+    }
+
+    /// Every row that is wanted; an expression may be wrong.
+    fn order(&self) -> Result<Order, TopError> {
+        let sort = self.sort.as_deref();
+        let sort = match self.table {
+            Table::Connections => columns::find::<Connection>(sort.unwrap_or(Connection::DEFAULT))?.name,
+            Table::Services => columns::find::<ServiceTotals>(sort.unwrap_or(ServiceTotals::DEFAULT))?.name,
+            Table::Resets => columns::find::<Reset>(sort.unwrap_or(Reset::DEFAULT))?.name,
+        };
+        Ok(Order::by(sort, Filter::of_words(&self.expr)?.map_or(Kept::All, Kept::Selected)))
+    }
+}
 
 /// Why there is no view.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +107,16 @@ pub(crate) enum TopError {
     /// There is no daemon, and the programs cannot be loaded without it.
     #[error("no daemon runs, and without it: {0}")]
     Own(#[from] DaemonError),
+    /// There is no answer.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The recording is not whole.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
     /// There is nothing to draw on.
-    #[error("standard output is not a terminal; `tcpwatch top --once` prints the connections")]
+    #[error(
+        "standard output is not a terminal; `tcpwatch top --once` prints the connections, --json and --csv for programs"
+    )]
     NoTerminal,
     /// The terminal failed.
     #[error("the terminal failed: {0}")]
@@ -51,28 +129,55 @@ impl TopError {
         match self {
             Self::Column(_) | Self::Filter(_) | Self::NoTerminal => cli::USAGE,
             Self::Own(error) => error.status(),
-            Self::Client(_) | Self::Terminal(_) => cli::FAILED,
+            Self::Client(_) | Self::Ask(_) | Self::Recording(_) | Self::Terminal(_) => cli::FAILED,
         }
     }
 }
 
-/// Shows or prints the connections.
-pub(crate) fn run(resolved: &Resolved, once: bool, sort: &str, expr: &[String]) -> Result<(), TopError> {
-    let column = columns::find(sort)?;
-    let filter = Filter::of_words(expr)?;
-    let terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
-    if !once && !terminal {
+/// Shows or prints a table.
+pub(crate) fn run(resolved: &Resolved, args: &Args) -> Result<(), TopError> {
+    let order = args.order()?;
+    if args.format().is_none() && !on_terminal() {
         return Err(TopError::NoTerminal);
     }
     sys::run_command(TopError::Terminal, async {
-        let (mut client, _) = source(resolved).await?;
-        if once {
-            let picture = picture(&mut client, column.name, None, filter.as_ref()).await?;
-            return print(&picture.connections).map_err(TopError::Terminal);
-        }
-        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        term::show(App::new(column).filtered(&expr.join(" ")), client, colour).await.map_err(TopError::Terminal)
+        let source = Source::Daemon(Box::new(source(resolved).await?.0));
+        view(source, args, order, args.format()).await
     })
+}
+
+/// Shows a recording, or prints what is at its end: to anything that is no terminal, too.
+pub(crate) fn replay(file: &Path, args: &Args, out: &mut impl io::Write) -> Result<(), TopError> {
+    let order = args.order()?;
+    let player = Box::new(Player::open(file)?);
+    let format = args.format().or_else(|| (!on_terminal()).then_some(Format::Text));
+    let Some(format) = format else {
+        return sys::run_command(TopError::Terminal, view(Source::Recording(player), args, order, None));
+    };
+    let mut player = player;
+    let question = Question { rows: Some((args.table(), order)), focus: None, verdicts: false, at: u64::MAX };
+    let (picture, broken) = player.last(question)?;
+    let text = print::shown(&picture.rows, format, usize::MAX);
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(TopError::Terminal(error)),
+        _ => {}
+    }
+    broken.map_or(Ok(()), |error| Err(error.into()))
+}
+
+async fn view(mut source: Source, args: &Args, order: Order, format: Option<Format>) -> Result<(), TopError> {
+    if let Some(format) = format {
+        let question = Question { rows: Some((args.table(), order)), focus: None, verdicts: false, at: u64::MAX };
+        let picture = source.answer(question).await?;
+        return print::print(&picture.rows, format).map_err(TopError::Terminal);
+    }
+    let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let app = App::new(args.table(), args.sort.as_deref())?.filtered(&args.expr.join(" "));
+    term::show(app, source, colour).await.map_err(TopError::Terminal)
+}
+
+fn on_terminal() -> bool {
+    io::stdout().is_terminal() && io::stdin().is_terminal()
 }
 
 /// The daemon, or programs of our own where there is none, and whether it is these. Whoever names a socket wants that one.
@@ -103,67 +208,4 @@ async fn own(config: &Config) -> Result<Client, TopError> {
     ours.set_nonblocking(true).map_err(failed("talk to the own thread"))?;
     let ours = tokio::net::UnixStream::from_std(ours).map_err(failed("talk to the own thread"))?;
     Ok(Client::over(ours).await?)
-}
-
-/// What the daemon says now.
-async fn picture(
-    client: &mut Client,
-    column: &str,
-    limit: Option<usize>,
-    filter: Option<&Filter>,
-) -> Result<Picture, ClientError> {
-    Ok(Picture { status: client.status().await?, connections: client.connections(column, limit, filter).await? })
-}
-
-/// Prints every row; on a terminal no wider than that.
-fn print(connections: &[Connection]) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    let width = if out.is_terminal() { ratatui::crossterm::terminal::size()?.0 } else { u16::MAX };
-    match out.write_all(table(connections, usize::from(width)).as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Every row of the table of columns; no line is longer than `most`.
-pub(crate) fn table(connections: &[Connection], most: usize) -> String {
-    let cells: Vec<Vec<String>> =
-        connections.iter().map(|connection| COLUMNS.iter().map(|column| (column.text)(connection)).collect()).collect();
-    let widths: Vec<usize> = COLUMNS
-        .iter()
-        .enumerate()
-        .map(|(i, column)| {
-            let widest = cells.iter().filter_map(|row| row.get(i)).map(|cell| cell.chars().count()).max();
-            widest.unwrap_or(0).max(column.title.len())
-        })
-        .collect();
-    let line =
-        |row: &mut dyn Iterator<Item = (&str, &Column)>| {
-            let padded = row.zip(&widths).map(|((cell, column), width)| {
-                if column.numeric { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-            });
-            let line: String = padded.collect::<Vec<_>>().join(" ").trim_end().chars().take(most).collect();
-            line + "\n"
-        };
-    let mut text = line(&mut COLUMNS.iter().map(|column| (column.title, column)));
-    for row in &cells {
-        text += &line(&mut row.iter().map(String::as_str).zip(COLUMNS));
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::connection::tests::{busy, shown};
-
-    #[test]
-    fn every_row_is_printed_in_full() {
-        let mut record = busy(1);
-        record.key.ip_version = 6;
-        record.comm = *b"a-very-long-name";
-        let text = table(&[shown(&busy(2)), shown(&record)], usize::MAX);
-        crate::golden::check("tests/golden/top/once.txt", &text);
-        assert!(table(&[shown(&record)], 20).lines().all(|line| line.chars().count() <= 20));
-    }
 }

@@ -1,84 +1,139 @@
 //! The terminal: raw mode that is always left again, keys, signals, and the loop around them.
 
 use std::io;
+use std::panic;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::{
+    self, DisableMouseCapture, EnableMouseCapture, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseButton,
+    MouseEventKind,
+};
+use ratatui::crossterm::execute;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::client::Client;
-
 use super::app::{App, Effect, Input, Key};
+use super::ask::{Question, Source};
 use super::view::{self, Theme};
 
 /// How often the daemon is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Leaves the alternate screen and raw mode when it goes; a panic does so by the hook that `try_init` installs.
-struct Screen(ratatui::DefaultTerminal);
+/// Leaves the alternate screen and raw mode when it goes; a panic anywhere does so by the hook that `try_init` installs.
+struct Screen {
+    terminal: ratatui::DefaultTerminal,
+    mouse: bool,
+    /// A panic has given the terminal back, and says why on it: it is not touched any more.
+    lost: Arc<AtomicBool>,
+}
+
+impl Screen {
+    /// Takes the terminal. A panic anywhere, which gives it back, ends the view by `end`.
+    fn take(end: mpsc::Sender<End>) -> io::Result<Self> {
+        let (before, lost) = (panic::take_hook(), Arc::<AtomicBool>::default());
+        let told = Arc::clone(&lost);
+        panic::set_hook(Box::new(move |info| {
+            told.store(true, Ordering::Release);
+            let _ending_already = end.try_send(End::Panic);
+            before(info);
+        }));
+        Ok(Self { terminal: ratatui::try_init()?, mouse: false, lost })
+    }
+
+    fn draw(&mut self, app: &App, theme: Theme) -> io::Result<()> {
+        if self.lost.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if self.mouse != app.mouse {
+            self.mouse = app.mouse;
+            let out = self.terminal.backend_mut();
+            if self.mouse { execute!(out, EnableMouseCapture) } else { execute!(out, DisableMouseCapture) }?;
+        }
+        self.terminal.draw(|frame| view::draw(frame, app, theme)).map(|_| ())
+    }
+}
 
 impl Drop for Screen {
     fn drop(&mut self) {
+        if self.lost.load(Ordering::Acquire) {
+            return;
+        }
+        if self.mouse {
+            let _terminal_gone = execute!(self.terminal.backend_mut(), DisableMouseCapture);
+        }
         let _terminal_gone = ratatui::try_restore();
     }
 }
 
+/// Why the view ends before its user wants that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Signal,
+    Panic,
+}
+
 /// What comes from the keyboard.
 enum Typed {
-    Key(Key),
+    Input(Input),
     Quit,
     Redraw,
 }
 
 /// Shows the view until somebody ends it.
-pub(super) async fn show(mut app: App, client: Client, colour: bool) -> io::Result<()> {
-    let mut signals = mpsc::channel::<()>(1);
+pub(super) async fn show(mut app: App, source: Source, colour: bool) -> io::Result<()> {
+    let (end, mut ends) = mpsc::channel(1);
     for kind in [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()] {
-        let (mut end, to) = (signal(kind)?, signals.0.clone());
+        let (mut came, end) = (signal(kind)?, end.clone());
         tokio::spawn(async move {
-            end.recv().await;
-            let _ending_already = to.send(()).await;
+            came.recv().await;
+            let _ending_already = end.send(End::Signal).await;
         });
     }
-    let mut screen = Screen(ratatui::try_init()?);
+    let mut screen = Screen::take(end)?;
+    let (width, height) = ratatui::crossterm::terminal::size()?;
+    app.update(Input::Size(width, height));
     let mut keys = keyboard();
-    let (ask, answers) = mpsc::channel(1);
+    let (ask, questions) = watch::channel(app.question());
     let (answered, mut news) = mpsc::channel(1);
     // Asking takes as long as it takes; keys are answered meanwhile.
-    tokio::spawn(follow(client, answers, answered));
-    let mut tick = tokio::time::interval(INTERVAL);
+    tokio::spawn(follow(source, questions, answered));
+    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + INTERVAL, INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        screen.0.draw(|frame| view::draw(frame, &app, Theme { colour }))?;
+        screen.draw(&app, Theme { colour })?;
         let effect = tokio::select! {
-            _ = signals.1.recv() => Effect::Quit,
+            Some(end) = ends.recv() => match end {
+                End::Signal => Effect::Quit,
+                End::Panic => return Err(io::Error::other("a mistake of tcpwatch; what it says is above")),
+            },
             typed = keys.recv() => match typed {
-                Some(Typed::Key(key)) => app.update(Input::Key(key)),
-                Some(Typed::Redraw) => Effect::Draw,
+                Some(Typed::Input(input)) => app.update(input),
+                Some(Typed::Redraw) => {
+                    screen.terminal.clear()?;
+                    Effect::Draw
+                }
                 Some(Typed::Quit) | None => Effect::Quit,
             },
             Some(input) = news.recv() => app.update(input),
-            _ = tick.tick() => {
-                let _still_busy = ask.try_send((app.column.name, app.limit()));
-                continue;
-            }
+            _ = tick.tick() => app.update(Input::Tick),
         };
-        if effect == Effect::Quit {
-            return Ok(());
+        match effect {
+            Effect::Quit => return Ok(()),
+            Effect::Ask => drop(ask.send_replace(app.question())),
+            Effect::Draw => {}
         }
     }
 }
 
-/// Asks the daemon whenever it is told to, by this column and for at most so many connections.
-async fn follow(
-    mut client: Client,
-    mut asked: mpsc::Receiver<(&'static str, Option<usize>)>,
-    answered: mpsc::Sender<Input>,
-) {
-    while let Some((column, limit)) = asked.recv().await {
-        let input = match super::picture(&mut client, column, limit, None).await {
+/// Asks whenever there is a question; of those that came meanwhile, the newest.
+async fn follow(mut source: Source, mut questions: watch::Receiver<Question>, answered: mpsc::Sender<Input>) {
+    questions.mark_changed();
+    while questions.changed().await.is_ok() {
+        let question = questions.borrow_and_update().clone();
+        let input = match source.answer(question).await {
             Ok(picture) => Input::Picture(Box::new(picture)),
             Err(error) => Input::Trouble(error.to_string()),
         };
@@ -94,12 +149,7 @@ fn keyboard() -> mpsc::Receiver<Typed> {
     std::thread::spawn(move || {
         // A terminal that cannot be read any more ends the view: the channel closes.
         while let Ok(event) = event::read() {
-            let meant = match event {
-                Event::Key(key) if key.kind != KeyEventKind::Release => key_of(key),
-                Event::Resize(..) => Some(Typed::Redraw),
-                _ => None,
-            };
-            if let Some(meant) = meant
+            if let Some(meant) = meant(&event)
                 && typed.blocking_send(meant).is_err()
             {
                 return;
@@ -107,6 +157,21 @@ fn keyboard() -> mpsc::Receiver<Typed> {
         }
     });
     keys
+}
+
+fn meant(event: &Event) -> Option<Typed> {
+    let input = match event {
+        Event::Key(key) if key.kind != KeyEventKind::Release => return key_of(*key),
+        Event::Resize(width, height) => Input::Size(*width, *height),
+        Event::Mouse(mouse) => match mouse.kind {
+            MouseEventKind::Down(MouseButton::Left) => Input::Click(mouse.column, mouse.row),
+            MouseEventKind::ScrollUp => Input::Key(Key::Up),
+            MouseEventKind::ScrollDown => Input::Key(Key::Down),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(Typed::Input(input))
 }
 
 fn key_of(key: KeyEvent) -> Option<Typed> {
@@ -117,11 +182,15 @@ fn key_of(key: KeyEvent) -> Option<Typed> {
             _ => None,
         };
     }
-    Some(Typed::Key(match key.code {
+    Some(Typed::Input(Input::Key(match key.code {
         KeyCode::Char(c) => Key::Char(c),
         KeyCode::Enter => Key::Enter,
         KeyCode::Esc => Key::Escape,
         KeyCode::Backspace => Key::Backspace,
+        KeyCode::Tab => Key::Tab,
+        KeyCode::BackTab => Key::BackTab,
+        KeyCode::Left => Key::Left,
+        KeyCode::Right => Key::Right,
         KeyCode::Up => Key::Up,
         KeyCode::Down => Key::Down,
         KeyCode::PageUp => Key::PageUp,
@@ -129,5 +198,49 @@ fn key_of(key: KeyEvent) -> Option<Typed> {
         KeyCode::Home => Key::Home,
         KeyCode::End => Key::End,
         _ => return None,
-    }))
+    })))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::top::ask::Table;
+    use tcpwatch_lab::Pty;
+
+    const PLAY: &str = "TCPWATCH_TEST_PANIC";
+
+    /// The child of the test below: takes its terminal and panics, there or in another thread.
+    #[test]
+    #[ignore = "started by the next test, with a terminal of its own"]
+    fn panics_with_the_terminal_in_its_hands() {
+        let Ok(place) = std::env::var(PLAY) else { return };
+        let (end, mut ends) = mpsc::channel(1);
+        let mut screen = Screen::take(end).unwrap();
+        let app = App::new(Table::Connections, None).unwrap();
+        screen.draw(&app, Theme { colour: true }).unwrap();
+        assert!(place != "here", "on purpose");
+        std::thread::spawn(|| panic!("on purpose")).join().unwrap_err();
+        assert_eq!(ends.try_recv(), Ok(End::Panic));
+    }
+
+    #[test]
+    fn a_panic_gives_the_terminal_back() {
+        for place in ["here", "elsewhere"] {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--ignored", "--nocapture", "--exact"]);
+            command.arg(concat!(module_path!(), "::panics_with_the_terminal_in_its_hands").split_once("::").unwrap().1);
+            command.env(PLAY, place);
+            let pty = Pty::spawn(&command, 80, 24).unwrap();
+            pty.wait_for("on purpose", Duration::from_secs(60)).unwrap();
+            let output = pty.end(Duration::from_secs(60)).unwrap();
+            let text = output.text;
+            let left =
+                text.rfind("\x1b[?1049l").unwrap_or_else(|| panic!("{place}: the screen was not left: {text:?}"));
+            assert!(left < text.rfind("on purpose").unwrap(), "{place}: said where nobody sees it: {text:?}");
+            assert!(output.as_before, "{place}: the terminal is not as it was: {text:?}");
+        }
+    }
 }

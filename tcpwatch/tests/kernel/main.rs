@@ -27,6 +27,7 @@ mod rtt;
 mod service;
 mod soak;
 mod storms;
+mod top;
 mod trace;
 mod truth_retransmits;
 mod truth_rtt;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
     trials.extend(hardship::trials());
     trials.extend(clock::trials());
     trials.extend(trace::trials());
+    trials.extend(top::trials());
     harness::run(trials)
 }
 
