@@ -56,7 +56,8 @@ fn keys_lead_through_a_recording() -> Result<()> {
         ("s", "by received"),
         ("2", "DIRECTION"),
         ("3", "AGO"),
-        ("1\r", "handshake"),
+        ("1", "LOCAL"),
+        ("\r", "handshake"),
         ("\x1b", "Enter detail"),
     ] {
         pty.send(keys)?;

@@ -10,7 +10,7 @@ pub(crate) fn fuzz(text: &str) {
     let mut lines = text.split('\n');
     let Ok(uri) = lines.next().unwrap_or_default().parse::<Uri>() else { return };
     let refusals: [Option<Refusal>; 4] = [
-        api::Selection::of(&uri).err(),
+        api::selection(&uri).err(),
         api::asked(&uri).err(),
         events::Wanted::of(&uri).err(),
         details::asked(&uri).err(),
