@@ -14,7 +14,8 @@ fn top() -> Result<Pty> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tcpwatch"));
     command.arg("replay").arg(recording).arg("top");
     let pty = Pty::spawn(&command, 100, 30)?;
-    pty.wait_for("LOCAL", PATIENCE)?;
+    // Keys before the first picture find no rows.
+    pty.wait_for("connections (2)", PATIENCE)?;
     Ok(pty)
 }
 
