@@ -57,7 +57,7 @@ fn keys_lead_through_a_recording() -> Result<()> {
         ("s", "by received"),
         ("2", "DIRECTION"),
         ("3", "AGO"),
-        ("1", "LOCAL"),
+        ("1", "connections (2)"),
         ("\r", "handshake"),
         ("\x1b", "Enter detail"),
     ] {

@@ -1,7 +1,7 @@
 //! `tcpwatch top` as people use it: in a terminal (tmux), on traffic of the lab; and what it prints for programs.
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,10 @@ struct Terminal {
 
 impl Terminal {
     fn with_top(daemon: &Daemon, more: &str) -> Result<Self> {
-        let terminal = Self { server: format!("tcpwatch-test-{}-{}", std::process::id(), daemon.pid()) };
+        // A server that ends would take a newer one of its name along.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let terminal = Self { server: format!("tcpwatch-test-{}-{number}", std::process::id()) };
         let top = format!("{PROGRAM} top {more} --socket {}", daemon.socket().display());
         // The shell waits at the end, so that what the terminal is like can be looked at.
         let shell = format!("{top}; echo ended $?; stty -a; sleep 600");
@@ -114,10 +117,10 @@ fn session() -> Result<()> {
     thread::scope(|scope| {
         let sender = scope.spawn(|| -> Result<()> {
             while !stop.load(Ordering::Acquire) {
-                busy.send(End::Client, 100_000)?;
+                busy.send_while(End::Client, 100_000, || !stop.load(Ordering::Acquire))?;
                 thread::sleep(Duration::from_millis(20));
             }
-            busy.close(End::Client)
+            Ok(())
         });
         let seen = look(&daemon, port, other);
         stop.store(true, Ordering::Release);
@@ -164,9 +167,10 @@ fn look(daemon: &Daemon, port: u16, other: u16) -> Result<()> {
     terminal.key("2")?;
     terminal.wait_until("services", |screen| screen.contains("SERVICE") && screen.contains("inbound"))?;
     terminal.key("Tab")?;
-    terminal.wait_for("no_listener")?;
+    // Three sent and three received; keys before they are there find no row.
+    terminal.wait_for("resets (6)")?;
     terminal.key("Enter")?;
-    terminal.wait_for("kernel's reason")?;
+    terminal.wait_until("its evidence", |screen| screen.contains(" ago  ") && screen.contains("Esc back"))?;
     terminal.key("Escape")?;
     terminal.key("1")?;
     terminal.key("p")?;
@@ -225,7 +229,7 @@ fn printed() -> Result<()> {
     ensure!(rows.len() == 2 && rows.iter().all(|row| row.len() == names.len()), "{csv}");
     ensure!(rows.iter().any(|row| row[port] == flow.src.port().to_string()), "{csv}");
     let resets = top(&["--once", "--table", "resets", "cause", "no_listener"])?;
-    ensure!(resets.lines().count() == 3 && resets.starts_with("   AGO DIR"), "{resets}");
+    ensure!(resets.lines().count() == 3 && resets.trim_start().starts_with("AGO DIR"), "{resets}");
     let services = top(&["--json", "--table", "services"])?;
     ensure!(services.lines().any(|line| line.contains("\"inbound\"")), "{services}");
     // Pages of the API: the same order from both ends, and how many there are.
