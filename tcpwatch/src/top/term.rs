@@ -212,11 +212,8 @@ mod tests {
 
     const PLAY: &str = "TCPWATCH_TEST_PANIC";
 
-    /// The child of the test below: takes its terminal and panics, there or in another thread.
-    #[test]
-    #[ignore = "started by the next test, with a terminal of its own"]
-    fn panics_with_the_terminal_in_its_hands() {
-        let Ok(place) = std::env::var(PLAY) else { return };
+    /// Takes its terminal and panics, here or in another thread.
+    fn panic_with_the_terminal_in_its_hands(place: &str) {
         let (end, mut ends) = mpsc::channel(1);
         let mut screen = Screen::take(end).unwrap();
         let app = App::new(Table::Connections, None).unwrap();
@@ -226,12 +223,16 @@ mod tests {
         assert_eq!(ends.try_recv(), Ok(End::Panic));
     }
 
+    /// Starts itself again, with a terminal of its own.
     #[test]
     fn a_panic_gives_the_terminal_back() {
+        if let Ok(place) = std::env::var(PLAY) {
+            return panic_with_the_terminal_in_its_hands(&place);
+        }
         for place in ["here", "elsewhere"] {
             let mut command = Command::new(std::env::current_exe().unwrap());
-            command.args(["--ignored", "--nocapture", "--exact"]);
-            command.arg(concat!(module_path!(), "::panics_with_the_terminal_in_its_hands").split_once("::").unwrap().1);
+            command.args(["--nocapture", "--exact"]);
+            command.arg(concat!(module_path!(), "::a_panic_gives_the_terminal_back").split_once("::").unwrap().1);
             command.env(PLAY, place);
             let pty = Pty::spawn(&command, 80, 24).unwrap();
             pty.wait_for("on purpose", Duration::from_secs(60)).unwrap();
