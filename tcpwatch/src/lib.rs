@@ -1,6 +1,6 @@
 //! tcpwatch: why is this TCP connection slow, and who reset it?
 //!
-//! Reading order: `daemon.rs` (how everything is wired), `kernel/` (what is loaded, and how kernels differ), `source/`
+//! Reading order: `daemon/` (how everything is wired), `kernel/` (what is loaded, and how kernels differ), `source/`
 //! (where events come from), `aggregate/` (what they add up to), `metrics/`, `api/`, `http/` and `top/` (what is shown).
 
 mod aggregate;

@@ -3,8 +3,10 @@
 //! One task takes records from the ring buffer, feeds the aggregator and publishes a snapshot once a second; everything
 //! else only reads snapshots.
 
+mod error;
+
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,15 +22,14 @@ use crate::aggregate::services::Grant;
 use crate::aggregate::snapshot::{Facts, ProbeState, Snapshot};
 use crate::config::{Config, ConfigError, Resolved, Sampling};
 use crate::governor::Governor;
-use crate::http::{self, Ask, Feed, HttpError, SocketError, WebConfigError};
-use crate::instance::{Instance, InstanceError};
-use crate::kernel::facts::{FactsError, KernelFacts};
+use crate::http::{self, Ask, Feed};
+use crate::instance::Instance;
+use crate::kernel::facts::KernelFacts;
 use crate::kernel::kernel_log;
-use crate::kernel::load::{self, LoadError, Loaded};
+use crate::kernel::load::{self, Loaded};
 use crate::kernel::maps::{Maps, MapsError};
 use crate::kernel::stats;
-use crate::metrics::MetricsError;
-use crate::recording::{Beginning, Intake, NewFile, Recorder, RecordingError, Written};
+use crate::recording::{Beginning, Intake, NewFile, Recorder, Written};
 use crate::reload::{self, Settings, tell_systemd};
 use crate::source::adopt::{Walker, adopt};
 use crate::source::listeners;
@@ -37,99 +38,18 @@ use crate::source::namespaces::Surroundings;
 use crate::source::ringbuf::{Batch, RingSource};
 use crate::source::roll_call::RollCall;
 use crate::source::stacks::Stacks;
-use crate::storm::hook::HookError;
 use crate::storm::mute::Mute;
 use crate::storm::{self, Change, Rules};
 use crate::tell::Teller;
-use crate::{cli, privileges, sys};
+use crate::{privileges, sys};
+
+pub(crate) use error::DaemonError;
 
 /// How often a snapshot is published.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 
 /// Beginnings and ends of storms that a slow listener may lag behind.
 const STORMS_KEPT: usize = 64;
-
-/// Why the daemon ends.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum DaemonError {
-    /// The kernel is not one that can be watched.
-    #[error(transparent)]
-    Facts(#[from] FactsError),
-    /// The programs cannot be loaded.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// A map failed while the daemon ran.
-    #[error(transparent)]
-    Maps(#[from] MapsError),
-    /// The address cannot be used.
-    #[error(transparent)]
-    Http(#[from] HttpError),
-    /// The socket cannot be made.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// The socket path cannot be used.
-    #[error(transparent)]
-    Instance(#[from] InstanceError),
-    /// The hooks for storms cannot be used.
-    #[error(transparent)]
-    Hook(#[from] HookError),
-    /// The recording cannot be written.
-    #[error(transparent)]
-    Recording(#[from] RecordingError),
-    /// The web configuration is wrong.
-    #[error(transparent)]
-    Web(#[from] WebConfigError),
-    /// A mistake in the catalogue.
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    /// A namespace of the filter cannot be read.
-    #[error("`netns` names {}, which cannot be read: {source}; name a file like /proc/PID/ns/net", path.display())]
-    Netns {
-        /// The path.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The runtime, a signal or the ring buffer failed.
-    #[error("cannot {what}: {source}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The bundle cannot be written.
-    #[error("cannot write {}: {source}; name a file that does not exist yet", path.display())]
-    Bundle {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Nobody takes the output.
-    #[error("cannot write to standard output: {0}")]
-    Output(io::Error),
-}
-
-impl DaemonError {
-    /// The status to end with.
-    pub(crate) const fn status(&self) -> u8 {
-        match self {
-            Self::Facts(_) | Self::Load(_) => cli::NOT_PERMITTED,
-            Self::Netns { .. } | Self::Web(_) | Self::Hook(HookError::User(_)) => cli::USAGE,
-            Self::Maps(_)
-            | Self::Http(_)
-            | Self::Socket(_)
-            | Self::Instance(_)
-            | Self::Hook(HookError::Thread(_))
-            | Self::Recording(_)
-            | Self::Metrics(_)
-            | Self::System { .. }
-            | Self::Bundle { .. }
-            | Self::Output(_) => cli::FAILED,
-        }
-    }
-}
 
 /// What the configuration decides about the kernel programs.
 pub(crate) fn options(config: &Config) -> Result<load::Options, DaemonError> {
