@@ -165,6 +165,25 @@ pub(crate) enum Reader {
     Connections,
     /// Print the resets, as `tcpwatch resets` does
     Resets(ResetsReader),
+    /// Say what limits what was there at the end, as `tcpwatch explain` does
+    Explain(ExplainReader),
+}
+
+/// `tcpwatch replay FILE explain`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ExplainReader {
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Judge the last part of it, such as 10s [default: all that is known]
+    #[arg(long = "for", value_name = "T", value_parser = duration)]
+    pub(crate) time: Option<Duration>,
+    /// Show connections that nothing is wrong with, too
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// An expression that selects connections; without it, services, listeners and the host are looked at as well
+    #[arg(value_name = "EXPR")]
+    pub(crate) expr: Vec<String>,
 }
 
 /// `tcpwatch replay FILE resets`.

@@ -2,6 +2,7 @@
 //!
 //! A reader of recordings is a variant of `cli::Reader` and a function here that takes snapshots from a [`Playback`].
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -10,7 +11,9 @@ use crate::aggregate::snapshot::Snapshot;
 use crate::api::connection::Connection;
 use crate::api::resets::Resets;
 use crate::api::{self, Selection};
-use crate::cli::{self, Reader, Replay};
+use crate::cli::{self, ExplainReader, Reader, Replay};
+use crate::explain::{self, Sight};
+use crate::filter::{Filter, FilterError};
 use crate::metrics::{MetricsError, Recorded};
 use crate::recording::{Intake, Recording, RecordingError};
 use crate::top::columns::Row as _;
@@ -31,6 +34,9 @@ pub(crate) enum ReplayError {
     /// No such column.
     #[error(transparent)]
     Column(#[from] columns::NoColumn),
+    /// The filter is wrong.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// Nobody takes the output.
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
@@ -40,7 +46,7 @@ impl ReplayError {
     /// The status to end with.
     pub(crate) const fn status(&self) -> u8 {
         match self {
-            Self::Column(_) => cli::USAGE,
+            Self::Column(_) | Self::Filter(_) => cli::USAGE,
             Self::Top(error) => error.status(),
             Self::Recording(_) | Self::Metrics(_) | Self::Output(_) => cli::FAILED,
         }
@@ -57,6 +63,7 @@ pub(crate) fn run(args: &Replay, out: &mut impl Write) -> Result<(), ReplayError
         None | Some(Reader::Top(_)) => metrics(playback, None, out),
         Some(Reader::Metrics(reader)) => metrics(playback, reader.at, out),
         Some(Reader::Resets(reader)) => resets(playback, reader.json, out),
+        Some(Reader::Explain(reader)) => explain(playback, reader, out),
         Some(Reader::Connections) => connections(playback, out),
     }
 }
@@ -145,6 +152,39 @@ fn resets<R: io::Read>(mut playback: Playback<R>, json: bool, out: &mut impl Wri
     };
     if let Some((snapshot, report)) = last {
         write(out, &crate::resets::shown(&Resets::new(&snapshot, &report), json))?;
+    }
+    broken.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// What limits what was there at the last snapshot, over all that is known or the last part of it.
+fn explain<R: io::Read>(
+    mut playback: Playback<R>,
+    reader: &ExplainReader,
+    out: &mut impl Write,
+) -> Result<(), ReplayError> {
+    let filter = Filter::of_words(&reader.expr)?;
+    let time_ns = reader.time.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    let ticks_per_second = playback.recording.beginning().facts.ticks_per_second;
+    // Of those before the last one only as many as may be where the window begins.
+    let mut pictures = VecDeque::new();
+    let broken = loop {
+        match playback.next() {
+            Ok(Some(snapshot)) => {
+                let picture = playback.intake.aggregator().picture(snapshot.ktime_ns, snapshot.namespaces.clone());
+                pictures.push_back((snapshot.ktime_ns, picture));
+                let begins_ns = time_ns.map_or(u64::MAX, |time_ns| snapshot.ktime_ns.saturating_sub(time_ns));
+                while pictures.get(1).is_some_and(|(next_ns, _)| *next_ns <= begins_ns) {
+                    pictures.pop_front();
+                }
+            }
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    if let Some((_, now)) = pictures.pop_back() {
+        let before = time_ns.and_then(|_| pictures.pop_front()).map(|(_, before)| before);
+        let explained = Sight { now, before, ticks_per_second }.explained(filter.as_ref(), reader.all);
+        write(out, &explain::command::shown(&explained, reader.json))?;
     }
     broken.map_or(Ok(()), |error| Err(error.into()))
 }

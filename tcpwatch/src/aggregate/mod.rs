@@ -28,7 +28,7 @@ use self::services::{Grant, Services};
 use self::snapshot::{Compared, Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
 use self::table::ConnTable;
 use crate::api::{self, Listing, Moment};
-use crate::explain::{Picture, Short};
+use crate::explain::{Picture, Recent as RecentVerdicts, Short};
 use crate::kernel::maps::{Counters, SlotCounters};
 use crate::meaning::lately::SentLately;
 use crate::meaning::{Around, Limits, Meaning};
@@ -81,6 +81,7 @@ pub(crate) struct Aggregator {
     /// Settings by network namespace, which explain resets.
     settings: BTreeMap<u32, Arc<Limits>>,
     sent_lately: SentLately,
+    verdicts: RecentVerdicts,
 }
 
 /// Namespaces whose settings are kept; a recording may not have more either.
@@ -105,6 +106,7 @@ impl Aggregator {
             short: vec![Short::default(); slot::COUNT],
             settings: BTreeMap::new(),
             sent_lately: SentLately::default(),
+            verdicts: RecentVerdicts::new(now_ns),
         }
     }
 
@@ -389,6 +391,8 @@ impl Aggregator {
         let (services, known) = (&self.services, &self.resets.stacks);
         let exemplars =
             self.exemplars.shown(reading.ktime_ns, |slot| services.shown(slot), |key| known.fingerprint(key));
+        let verdicts =
+            self.verdicts.judge(reading.ktime_ns, &self.short, |slot| Some(self.services.shown(slot as u32)));
         // Minisocks are not sockets that we could follow.
         if let Some(time_wait) = states.get_mut(TcpState::TimeWait as usize) {
             *time_wait = reading.namespaces.iter().fold(0, |sum, n| n.time_wait.saturating_add(sum));
@@ -410,6 +414,7 @@ impl Aggregator {
             stacks,
             storms,
             exemplars,
+            verdicts,
             own: SelfStats {
                 events: self.events,
                 losses: counters.losses,

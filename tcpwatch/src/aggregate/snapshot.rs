@@ -10,6 +10,7 @@ use tcpwatch_common::state::{Direction, STATES};
 
 use super::exemplars::Exemplars;
 use super::resets::stacks::StackTotals;
+use crate::explain::ServiceVerdicts;
 use crate::storm::Report;
 
 /// The value of the metric label `service`.
@@ -261,6 +262,8 @@ pub(crate) struct Snapshot {
     pub(crate) storms: Report,
     /// Connections that were counted lately.
     pub(crate) exemplars: Exemplars,
+    /// What is said of services, over the last minute or two.
+    pub(crate) verdicts: ServiceVerdicts,
     /// What tcpwatch takes and gives up.
     pub(crate) own: SelfStats,
 }

@@ -73,7 +73,7 @@ pub(crate) fn run(resolved: &Resolved, args: &Args) -> Result<(), ExplainError> 
 }
 
 fn print(explained: &[Explained], args: &Args) -> Result<(), ExplainError> {
-    let text = if args.json { explained.iter().map(line).collect() } else { text(explained) };
+    let text = shown(explained, args.json);
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // `tcpwatch explain | head` is not a failure.
@@ -82,8 +82,13 @@ fn print(explained: &[Explained], args: &Args) -> Result<(), ExplainError> {
     }
 }
 
+/// One JSON object a line, or text for readers.
+pub(crate) fn shown(explained: &[Explained], json: bool) -> String {
+    if json { explained.iter().map(line).collect() } else { text(explained) }
+}
+
 /// For readers.
-pub(super) fn text(explained: &[Explained]) -> String {
+fn text(explained: &[Explained]) -> String {
     let mut text = String::new();
     for one in explained {
         let _to_memory = writeln!(text, "{}  ({})", one.subject.line(), window(one));

@@ -174,9 +174,31 @@ impl<'a> Facts<'a> {
         self.since_open && self.now.flags & flag::PARTIAL != 0
     }
 
-    /// No slow-start threshold yet: it has grown without a setback.
-    pub(super) fn never_slowed(&self) -> bool {
-        self.now.snd_ssthresh >= NO_SSTHRESH
+    /// The window has grown without a setback. Leaving slow start for a longer round trip (HyStart) or a full pipe (bbr) is none.
+    pub(super) fn never_set_back(&self) -> bool {
+        let [_, reduced_us, recovery_us, loss_us] = self.ca_us;
+        self.needed_retransmits() == 0 && reduced_us + recovery_us + loss_us == 0 && self.in_open()
+    }
+
+    /// Where slow start ended, segments; none while it goes on.
+    pub(super) fn ssthresh(&self) -> Option<u32> {
+        (self.now.snd_ssthresh < NO_SSTHRESH).then_some(self.now.snd_ssthresh)
+    }
+
+    /// Nothing is suspected lost.
+    pub(super) fn in_open(&self) -> bool {
+        self.now.ca_state == ca_state::OPEN
+    }
+
+    /// The share of the window during which each segment was looked at: a connection that one end has closed is only read once
+    /// an interval.
+    pub(super) fn sampled(&self) -> f64 {
+        if self.opening() || self.is(TcpState::Established) || self.now.state_since_ms == 0 {
+            return 1.0;
+        }
+        let now_ms = (self.now.header.ktime_ns / 1_000_000) as u32;
+        let half_us = u64::from(now_ms.wrapping_sub(self.now.state_since_ms)) * 1000 + self.stale_us;
+        1.0 - part(half_us, self.window_us)
     }
 
     /// Loss is being repaired after a timeout.

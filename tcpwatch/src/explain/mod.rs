@@ -4,24 +4,24 @@
 //! rule of a connection is an entry of [`rules::RULES`]; it looks at [`facts::Facts`] and at nothing else.
 
 pub(crate) mod command;
+#[cfg(test)]
+mod examples;
 mod facts;
+mod growth;
 mod host;
 mod rules;
 mod service;
 mod trouble;
 mod verdict;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tcpwatch_common::record::ConnRecord;
-use tcpwatch_common::state::Direction;
 
 use self::facts::Facts;
-pub(crate) use self::service::Short;
-pub(crate) use self::service::Sums;
+pub(crate) use self::service::{IDS as SERVICE_IDS, Recent, ServiceVerdicts, Short, Sums};
 pub(crate) use self::verdict::{Explained, Id, Subject, Verdict};
-use crate::aggregate::snapshot::{ListenerStats, NamespaceStats, Service};
+use crate::aggregate::snapshot::{ListenerStats, NamespaceStats};
 use crate::api::{Listing, Moment, line};
 use crate::filter::Filter;
 
@@ -61,9 +61,14 @@ pub(crate) struct Sight {
 }
 
 impl Sight {
-    /// Verdicts as lines of JSON. With a filter, of the connections that it selects; without, of everything. Subjects without
-    /// trouble only if `all` are wanted or a filter chose them; what is left out is counted in a last line.
+    /// Verdicts as lines of JSON.
     pub(crate) fn lines(&self, filter: Option<&Filter>, all: bool) -> String {
+        self.explained(filter, all).iter().map(line).collect()
+    }
+
+    /// Verdicts: with a filter, of the connections that it selects; without, of everything. Subjects without trouble only if
+    /// `all` are wanted or a filter chose them; what is left out is counted in the last one.
+    pub(crate) fn explained(&self, filter: Option<&Filter>, all: bool) -> Vec<Explained> {
         let ticks = self.ticks_per_second;
         let wanted = |record: &Arc<ConnRecord>| {
             filter.is_none_or(|filter| filter.selects(&self.now.listing.facts(record, ticks)))
@@ -79,7 +84,7 @@ impl Sight {
             connections.extend(summary);
         }
         explained.extend(connections);
-        explained.iter().map(line).collect()
+        explained
     }
 
     /// Verdicts on every connection that `wanted` selects.
@@ -116,24 +121,16 @@ impl Sight {
 
     /// Verdicts on services, by the connections that they opened and closed.
     pub(crate) fn services(&self) -> Vec<Explained> {
-        let nothing = Sums::default();
-        // Several slots of the kernel's counters may share a label.
-        let mut sums: BTreeMap<(Direction, Service), Sums> = BTreeMap::new();
-        for (slot, (now, (direction, service))) in self.now.closed.iter().zip(&self.now.listing.services).enumerate() {
-            let before = self.before.as_ref().and_then(|before| before.closed.get(slot)).unwrap_or(&nothing);
-            let sum = sums.entry((*direction, *service)).or_default();
-            *sum = sum.plus(&now.since(before));
-        }
+        let before = self.before.as_ref().map(|before| before.closed.as_slice());
+        let sums = service::by_service(&self.now.closed, before, |slot| self.now.listing.services.get(slot).copied());
         let from_ns = self.before.as_ref().map_or(self.now.began_ns, Picture::ktime_ns);
-        let told = sums.into_iter().filter(|((direction, _), _)| *direction != Direction::Unknown);
-        told.map(|((direction, service), short)| Explained {
+        let told = sums.into_iter().map(|((direction, service), short)| Explained {
             subject: Subject::Service { direction: direction.name().to_owned(), service: service.label() },
             window_s: seconds(self.now.ktime_ns().saturating_sub(from_ns) / 1000),
             window: window(self.before.is_none()),
             verdicts: service::judge(&short),
-        })
-        .filter(|explained| !explained.verdicts.is_empty())
-        .collect()
+        });
+        told.filter(|explained| !explained.verdicts.is_empty()).collect()
     }
 
     /// Verdicts on listeners and network namespaces that are in trouble.
@@ -187,10 +184,19 @@ fn judge(facts: &Facts<'_>) -> Vec<Verdict> {
             found.push((rule, verdict));
         }
     }
-    if found.is_empty() {
-        return vec![unremarkable(facts)];
+    let mut verdicts: Vec<Verdict> = found.into_iter().map(|(_, verdict)| verdict).collect();
+    if verdicts.is_empty() {
+        verdicts.push(unremarkable(facts));
     }
-    found.into_iter().map(|(_, verdict)| verdict).collect()
+    let sampled = facts.sampled();
+    if sampled < 1.0 {
+        // What RTT samples and marks of a sender say is of that part only.
+        let sampled = (sampled * 1000.0).round() / 1000.0;
+        for verdict in &mut verdicts {
+            verdict.evidence.insert("sampled_share".to_owned(), sampled.into());
+        }
+    }
+    verdicts
 }
 
 fn unremarkable(facts: &Facts<'_>) -> Verdict {

@@ -2,8 +2,8 @@
 //! only be its consequence. Thresholds are constants here; docs/EXPLAIN.md tells why.
 
 use super::facts::{Facts, INITIAL_WINDOW, part, slow_start_rounds};
-use super::trouble;
 use super::verdict::{Id, Verdict, evidence};
+use super::{growth, trouble};
 
 /// A rule.
 pub(super) struct Rule {
@@ -20,12 +20,30 @@ pub(super) const RULES: &[Rule] = &[
     Rule { id: Id::SynLost, hides: &[Id::PeerVanished, Id::Loss], check: trouble::syn_lost },
     Rule {
         id: Id::MtuBlackHole,
-        hides: &[Id::PeerVanished, Id::Loss, Id::CongestionWindow, Id::Bufferbloat, Id::SlowStart],
+        hides: &[
+            Id::PeerVanished,
+            Id::ReceiverWindow,
+            Id::Loss,
+            Id::SendBuffer,
+            Id::CongestionWindow,
+            Id::Bufferbloat,
+            Id::SlowStart,
+        ],
         check: trouble::mtu_black_hole,
     },
     Rule {
         id: Id::PeerVanished,
-        hides: &[Id::Loss, Id::CongestionWindow, Id::Bufferbloat, Id::SlowStart, Id::Application, Id::NagleDelayedAck],
+        // What was waited for before has gone on waiting since.
+        hides: &[
+            Id::ReceiverWindow,
+            Id::Loss,
+            Id::SendBuffer,
+            Id::CongestionWindow,
+            Id::Bufferbloat,
+            Id::SlowStart,
+            Id::Application,
+            Id::NagleDelayedAck,
+        ],
         check: trouble::peer_vanished,
     },
     Rule {
@@ -62,12 +80,22 @@ pub(super) const RULES: &[Rule] = &[
         hides: &[Id::Application, Id::SlowStart, Id::CongestionWindow, Id::Bufferbloat],
         check: tiny_segments,
     },
-    Rule { id: Id::Bufferbloat, hides: &[Id::SlowStart, Id::CongestionWindow, Id::Application], check: bufferbloat },
+    Rule {
+        id: Id::Bufferbloat,
+        // What a full queue drops is its consequence.
+        hides: &[Id::Loss, Id::SlowStart, Id::CongestionWindow, Id::Application],
+        check: bufferbloat,
+    },
     Rule { id: Id::Loss, hides: &[Id::SlowStart, Id::CongestionWindow, Id::Application], check: trouble::loss },
     Rule { id: Id::SendBuffer, hides: &[Id::SlowStart, Id::CongestionWindow, Id::Application], check: send_buffer },
-    Rule { id: Id::IdleRestart, hides: &[Id::SlowStart, Id::Application, Id::CongestionWindow], check: idle_restart },
-    Rule { id: Id::SlowStart, hides: &[Id::Application, Id::CongestionWindow], check: slow_start },
+    Rule {
+        id: Id::IdleRestart,
+        hides: &[Id::SlowStart, Id::Application, Id::CongestionWindow],
+        check: growth::idle_restart,
+    },
+    Rule { id: Id::SlowStart, hides: &[Id::Application, Id::CongestionWindow], check: growth::slow_start },
     Rule { id: Id::Application, hides: &[Id::CongestionWindow], check: application },
+    Rule { id: Id::CongestionWindow, hides: &[], check: growth::congestion_window },
 ];
 
 /// Time with data waiting below which its shares mean nothing, µs.
@@ -84,7 +112,15 @@ fn receiver_window(f: &Facts<'_>) -> Option<Verdict> {
     }
     let peer_us = if peer_zeros > 0 { peer_us } else { 0 };
     let from_peer = limited_us.max(peer_us);
-    if from_peer >= LITTLE_TIME_US && part(from_peer, f.busy_us.max(1)) >= 0.3 && part(from_peer, f.window_us) >= 0.05 {
+    // A window that never closed grows with the data as that of the sender does, a little behind it: until both are open,
+    // which takes each about as long as slow start, nobody reads too slowly.
+    let opens_us = if f.since_open && peer_zeros == 0 {
+        2 * slow_start_rounds(f.acked_bytes, f.mss(), INITIAL_WINDOW) * f.rtt_us()
+    } else {
+        0
+    };
+    let slow = from_peer >= LITTLE_TIME_US.max(opens_us);
+    if slow && part(from_peer, f.busy_us.max(1)) >= 0.3 && part(from_peer, f.window_us) >= 0.05 {
         let share = part(from_peer, f.window_us);
         return Some(Verdict {
             id: Id::ReceiverWindow,
@@ -145,14 +181,15 @@ fn send_buffer(f: &Facts<'_>) -> Option<Verdict> {
     let share = part(limited_us, f.busy_us);
     let window_bytes = u64::from(f.now.snd_cwnd) * f.mss();
     // The kernel runs this clock only while all that was written is sent and a writer waits, and stops it with the first ACK: of
-    // a buffer that is always too small it counts a few percent. What is seen of the buffer counts as much: it is full, and both
-    // windows would take more than all of it. A buffer that the kernel tunes grows ahead of the window and is never so.
-    let buffer = u64::from(f.now.send_buffer);
+    // a buffer that is always too small it counts a few percent. What is seen of the buffer counts as much: a writer waits
+    // for room in it (it is woken when a third is free), while both windows would take more than all that it holds. A buffer
+    // that the kernel tunes grows ahead of the window and is never so.
     let held = u64::from(f.now.unacked_bytes) + u64::from(f.now.unsent_bytes);
-    let full = held * 10 >= buffer * 4 && window_bytes > buffer && u64::from(f.now.snd_wnd) > buffer;
-    let always = full && part(f.busy_us, f.window_us) >= 0.8;
-    let counted = share >= 0.3 && part(limited_us, f.window_us) >= 0.05;
-    if limited_us < LITTLE_TIME_US || !(counted || always) {
+    let full = u64::from(f.now.queued_bytes) * 10 >= u64::from(f.now.send_buffer) * 6 && held > 0;
+    let room = window_bytes * 10 > held * 12 && u64::from(f.now.snd_wnd) * 10 > held * 12;
+    let always = full && room && part(f.busy_us, f.window_us) >= 0.8;
+    let counted = limited_us >= LITTLE_TIME_US && share >= 0.3 && part(limited_us, f.window_us) >= 0.05;
+    if !(counted || always) {
         return None;
     }
     Some(Verdict {
@@ -297,78 +334,6 @@ fn bufferbloat(f: &Facts<'_>) -> Option<Verdict> {
             "use a congestion control that does not fill queues (now {}; try bbr: `sysctl -w net.ipv4.tcp_congestion_control=bbr`, \
              undo with the old name), or give the bottleneck a fair queue (fq_codel, cake)",
             congestion(f),
-        ),
-    })
-}
-
-/// S3: the window was thrown away after pauses.
-fn idle_restart(f: &Facts<'_>) -> Option<Verdict> {
-    if f.idle_restarts == 0 {
-        return None;
-    }
-    let rounds = slow_start_rounds(u64::from(f.now.cwnd_max.max(f.now.snd_cwnd)) * f.mss(), f.mss(), INITIAL_WINDOW);
-    let cost_us = f.idle_restarts * rounds.saturating_sub(1) * f.rtt_us();
-    Some(Verdict {
-        id: Id::IdleRestart,
-        confidence: 0.9,
-        share: Some(part(cost_us, f.window_us)),
-        evidence: evidence! {
-            idle_restarts: f.idle_restarts,
-            rtt_us: f.rtt_us(),
-            rounds_to_grow_again: rounds.saturating_sub(1),
-            cost_us: cost_us,
-        },
-        sentence: format!(
-            "the congestion window was reset {} times after a pause, and had to grow again each time: about {} in all",
-            f.idle_restarts,
-            seconds(cost_us),
-        ),
-        remedy: "`sysctl -w net.ipv4.tcp_slow_start_after_idle=0` keeps the window over pauses (now 1; undo by writing 1), or bbr, \
-                 which never resets it"
-            .to_owned(),
-    })
-}
-
-/// S2: over before the window had grown.
-fn slow_start(f: &Facts<'_>) -> Option<Verdict> {
-    let [congestion_us, _, _] = f.limited_us;
-    let rtt = f.rtt_us();
-    let rounds = slow_start_rounds(f.acked_bytes, f.mss(), INITIAL_WINDOW);
-    let grown = u64::from(f.now.snd_cwnd) >= 2 * INITIAL_WINDOW;
-    if !f.never_slowed() || !grown || rounds < 3 || rtt == 0 || f.partial() || !f.since_open {
-        return None;
-    }
-    let took = (rounds * rtt).min(congestion_us);
-    if part(took, f.busy_us) < 0.5 {
-        return None;
-    }
-    let wide = slow_start_rounds(f.acked_bytes, f.mss(), 100);
-    let saved_us = rounds.saturating_sub(wide) * rtt;
-    let flights: Vec<u64> = (0..rounds.min(8)).map(|round| INITIAL_WINDOW << round).collect();
-    Some(Verdict {
-        id: Id::SlowStart,
-        confidence: 0.8,
-        share: Some(part(took, f.window_us)),
-        evidence: evidence! {
-            rounds: rounds,
-            initial_window_segments: INITIAL_WINDOW,
-            flights_segments: flights,
-            rtt_us: rtt,
-            busy_us: f.busy_us,
-            acked_bytes: f.acked_bytes,
-            saved_by_initcwnd_100_us: saved_us,
-        },
-        sentence: format!(
-            "{} bytes were sent while the window still grew: {rounds} round trips of {} in slow start from {INITIAL_WINDOW} segments, \
-             {:.0} % of the time with data to send",
-            f.acked_bytes,
-            millis(rtt),
-            part(took, f.busy_us) * 100.0,
-        ),
-        remedy: format!(
-            "keep connections open and use them again; for a path that is known to take it, a larger initial window (`ip route change … \
-             initcwnd 100`, now {INITIAL_WINDOW}; undo without it) would save about {} here",
-            seconds(saved_us),
         ),
     })
 }

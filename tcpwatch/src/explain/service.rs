@@ -1,11 +1,15 @@
 //! Short connections are judged together, by service: what each paid for being new.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use tcpwatch_common::close::{CloseCause, flag};
 use tcpwatch_common::record::ConnRecord;
+use tcpwatch_common::state::Direction;
 
 use super::facts::{INITIAL_WINDOW, part, slow_start_rounds};
 use super::rules::{millis, seconds};
 use super::verdict::{Id, Verdict, evidence};
+use crate::aggregate::snapshot::Service;
 
 /// Peers by which it is told that a connection could have been used again.
 const PEERS: usize = 16;
@@ -123,6 +127,65 @@ impl Sums {
         self.with(before, u64::saturating_sub)
     }
 }
+
+/// What closed since `before`, by service: several slots of the kernel's counters may share a label.
+pub(super) fn by_service(
+    now: &[Sums],
+    before: Option<&[Sums]>,
+    shown: impl Fn(usize) -> Option<(Direction, Service)>,
+) -> BTreeMap<(Direction, Service), Sums> {
+    let nothing = Sums::default();
+    let mut sums: BTreeMap<(Direction, Service), Sums> = BTreeMap::new();
+    for (slot, now) in now.iter().enumerate() {
+        let Some(group) = shown(slot).filter(|(direction, _)| *direction != Direction::Unknown) else { continue };
+        let before = before.and_then(|before| before.get(slot)).unwrap_or(&nothing);
+        let sum = sums.entry(group).or_default();
+        *sum = sum.plus(&now.since(before));
+    }
+    sums
+}
+
+/// What is said of services in metrics: of the last minute or two, as what was long ago should not alert for ever.
+#[derive(Clone, Debug)]
+pub(crate) struct Recent {
+    /// The sums of earlier moments, the older first: one is at least [`RECENT_NS`] old.
+    earlier: [(u64, Vec<Sums>); 2],
+}
+
+/// The shortest time that a verdict of the metrics stands on, ns, once so much is known; the longest is twice that.
+const RECENT_NS: u64 = 60_000_000_000;
+
+/// Verdicts on services, by what they are about.
+pub(crate) type ServiceVerdicts = BTreeSet<(Direction, Service, Id)>;
+
+impl Recent {
+    /// Of a time in which nothing is known before `now_ns`.
+    pub(crate) fn new(now_ns: u64) -> Self {
+        Self { earlier: [(now_ns, Vec::new()), (now_ns, Vec::new())] }
+    }
+
+    /// The verdicts of this moment.
+    pub(crate) fn judge(
+        &mut self,
+        now_ns: u64,
+        now: &[Short],
+        shown: impl Fn(usize) -> Option<(Direction, Service)>,
+    ) -> ServiceVerdicts {
+        let now: Vec<Sums> = now.iter().map(|short| short.sums).collect();
+        let [older, newer] = &mut self.earlier;
+        let sums = by_service(&now, Some(&older.1), shown);
+        if now_ns.saturating_sub(newer.0) >= RECENT_NS {
+            *older = std::mem::replace(newer, (now_ns, now));
+        }
+        let each = sums.into_iter().flat_map(|((direction, service), sums)| {
+            judge(&sums).into_iter().map(move |verdict| (direction, service, verdict.id))
+        });
+        each.collect()
+    }
+}
+
+/// What may be said of a service.
+pub(crate) const IDS: [Id; 3] = [Id::NotReused, Id::SynLost, Id::PeerVanished];
 
 /// Verdicts on a service; none when there is nothing to say.
 pub(super) fn judge(s: &Sums) -> Vec<Verdict> {
@@ -256,6 +319,35 @@ mod tests {
             near.take(&record);
         }
         assert_eq!(judge(&near.sums), []);
+    }
+
+    #[test]
+    fn metrics_tell_of_the_last_minutes_and_of_no_more() {
+        let mut recent = Recent::new(0);
+        let shown = |slot: usize| (slot < 2).then_some((Direction::Outbound, Service::Port(443)));
+        let mut short = vec![Short::default(); 3];
+        (0..5).for_each(|_| short[1].take(&upload(1_000_000, 2_000)));
+        let said = [(Direction::Outbound, Service::Port(443), Id::NotReused)].into();
+        for second in 1..=119 {
+            assert_eq!(recent.judge(second * 1_000_000_000, &short, shown), said, "{second}");
+        }
+        assert!((120..=125).any(|second| recent.judge(second * 1_000_000_000, &short, shown).is_empty()));
+        (0..3).for_each(|_| short[0].take(&upload(1_000_000, 2_000)));
+        assert_eq!(recent.judge(126_000_000_000, &short, shown), said, "it begins again");
+        assert!(IDS.iter().all(|id| {
+            judge(&Sums {
+                timed_out: 1,
+                late: 1,
+                closed: 1,
+                brief: 3,
+                repeated: 3,
+                lasted_us: 9_000,
+                handshake_us: 9_000,
+                ..Sums::default()
+            })
+            .iter()
+            .any(|verdict| verdict.id == *id)
+        }));
     }
 
     #[test]

@@ -127,10 +127,17 @@ pub(super) fn peer_vanished(f: &Facts<'_>) -> Option<Verdict> {
     })
 }
 
+/// Nothing was sent again but tail loss probes that prove nothing: a late ACK makes a lone one, and a closed window each of them.
+fn only_probes(f: &Facts<'_>) -> bool {
+    let [fast, timeout, probes, ..] = f.by_cause;
+    let [peer_zeros, _] = f.zero_windows;
+    let [_, _, recovery_us, loss_us] = f.ca_us;
+    fast + timeout + recovery_us + loss_us == 0 && probes > 0 && (probes < 3 || peer_zeros > 0)
+}
+
 /// R4: what was sent again had arrived.
 pub(super) fn spurious_retransmits(f: &Facts<'_>) -> Option<Verdict> {
-    let [fast, timeout, probes, ..] = f.by_cause;
-    if f.spurious == 0 || f.spurious * 2 < f.retransmits || (fast + timeout == 0 && probes < 3) {
+    if f.spurious == 0 || f.spurious * 2 < f.retransmits || only_probes(f) {
         return None;
     }
     let reordered = f.now.reord_seen > 0 || f.now.reordering > 3;
@@ -164,14 +171,10 @@ pub(super) fn loss(f: &Facts<'_>) -> Option<Verdict> {
     let [_, _, recovery_us, loss_us] = f.ca_us;
     let repairing_us = recovery_us + loss_us;
     let ratio = part(lost, f.sent_segments);
-    if lost == 0 || (ratio < 0.005 && part(repairing_us, f.busy_us) < 0.1) {
+    if lost == 0 || only_probes(f) || (ratio < 0.005 && part(repairing_us, f.busy_us) < 0.1) {
         return None;
     }
     let [fast, timeout, probes, ..] = f.by_cause;
-    // A late ACK makes a probe as well, and the kernel undoes nothing that would tell.
-    if fast + timeout == 0 && probes > 0 && probes < 3 && repairing_us == 0 {
-        return None;
-    }
     let how = [(fast, "fast retransmit"), (timeout, "timeout"), (probes, "tail loss probe")];
     let how: Vec<String> = how.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} by {what}")).collect();
     let how = if how.is_empty() { "before tcpwatch looked".to_owned() } else { how.join(", ") };

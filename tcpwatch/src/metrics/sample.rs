@@ -1,5 +1,6 @@
 //! Snapshots for tests: one where nothing happened yet, and one where everything did.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tcpwatch_common::counters::{dist, group, reason};
@@ -38,6 +39,7 @@ pub(crate) fn empty() -> Snapshot {
         stacks: Vec::new(),
         storms: Report::default(),
         exemplars: Exemplars::default(),
+        verdicts: BTreeSet::new(),
         own: SelfStats::default(),
     }
 }
@@ -116,6 +118,7 @@ pub(crate) fn full(services: u16) -> Snapshot {
         let received = group::received(TcpState::Established as u8);
         snapshot.exemplars.resets.insert((direction, service, received), mark(0, None));
     }
+    snapshot.verdicts.insert((Direction::Inbound, Service::Other, crate::explain::Id::NotReused));
     snapshot.facts = Arc::new(facts());
     let most = if services > 1 { MOST_PROGRAMS } else { 2 };
     let program = |i: usize| ProgramStats {

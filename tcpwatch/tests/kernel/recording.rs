@@ -32,23 +32,28 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A running `tcpwatch record`; it ends with the value.
-struct Recorder {
+pub(crate) struct Recorder {
     child: Child,
     stderr: BufReader<ChildStderr>,
-    file: PathBuf,
+    pub(crate) file: PathBuf,
     folder: tempfile::TempDir,
 }
 
 impl Recorder {
     /// Records these namespaces and no others; returns when it does.
     fn start(namespaces: &[&Netns], more: &[&str]) -> Result<Self> {
+        Self::with(namespaces, "", more)
+    }
+
+    /// The same with more lines of configuration.
+    pub(crate) fn with(namespaces: &[&Netns], settings: &str, more: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let paths: Vec<_> = namespaces
             .iter()
             .map(|ns| format!("\"/proc/{}/fd/{}\"", std::process::id(), ns.fd().as_raw_fd()))
             .collect();
         let config = folder.path().join("tcpwatch.toml");
-        fs::write(&config, format!("netns = [{}]\n", paths.join(", ")))?;
+        fs::write(&config, format!("netns = [{}]\n{settings}\n", paths.join(", ")))?;
         let file = folder.path().join("a.twr");
         let mut command = Command::new(PROGRAM);
         command.arg("--config").arg(&config).arg("record").arg(&file).args(more);
@@ -64,12 +69,12 @@ impl Recorder {
         Ok(Self { child, stderr, file, folder })
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill_process(Pid::from_raw(self.child.id() as i32).context("no process")?, signal)?)
     }
 
     /// Waits until it has ended; returns what it printed, and the folder with the file.
-    fn end(mut self) -> Result<(ExitStatus, String, PathBuf, tempfile::TempDir)> {
+    pub(crate) fn end(mut self) -> Result<(ExitStatus, String, PathBuf, tempfile::TempDir)> {
         let (mut printed, mut said) = (String::new(), String::new());
         self.child.stdout.take().context("no standard output")?.read_to_string(&mut printed)?;
         self.stderr.read_to_string(&mut said)?;

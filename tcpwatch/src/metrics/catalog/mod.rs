@@ -125,6 +125,17 @@ const ORIGIN: Label = closed("origin", &ORIGINS);
 const RESET_CAUSE: Label = closed("cause", &RESET_CAUSES);
 /// Whose receive window.
 const SIDE: Label = closed("side", &SIDES);
+/// What `explain` says of a service.
+const VERDICTS: [&str; crate::explain::SERVICE_IDS.len()] = {
+    let mut names = [""; crate::explain::SERVICE_IDS.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = crate::explain::SERVICE_IDS[i].name();
+        i += 1;
+    }
+    names
+};
+const VERDICT: Label = closed("id", &VERDICTS);
 const STORM_CAUSE: Label = closed("cause", &crate::storm::CAUSES);
 const REASON: Label =
     open("reason", "the kernel's name in lower case without the enum's prefix; `none` where it gives none", REASONS);
@@ -323,6 +334,14 @@ pub(crate) const CATALOG: &[Metric] = &[
     .by(&[GROUP, SERVICE])
     .note("After a pause longer than the retransmission timeout, unless `net.ipv4.tcp_slow_start_after_idle` is 0. bbr never does it.")
     .read(LIMITED, read::idle_restarts),
+    Metric::gauge(
+        "tcpwatch_service_verdict",
+        Unit::Flag,
+        "Whether `tcpwatch explain` says this of a service, of what ended in the last minute or two.",
+    )
+    .by(&[GROUP, SERVICE, VERDICT])
+    .note("The rules and what to do: docs/EXPLAIN.md. Single connections have no series; `tcpwatch explain` names them.")
+    .read(LIMITED, read::service_verdicts),
     Metric::counter("tcpwatch_resets_sent_total", Unit::Count, "RSTs that this host sent, by origin and cause.")
         .by(&[GROUP, SERVICE, ORIGIN, RESET_CAUSE])
         .note(

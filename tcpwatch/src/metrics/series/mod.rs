@@ -23,6 +23,7 @@ use super::native;
 use super::process::Process;
 use crate::aggregate::exemplars::Exemplars;
 use crate::aggregate::snapshot::{GroupTotals, ListenerStats, ProbeState, Service, Snapshot};
+use crate::explain;
 use crate::storm::{self, Pair, Report};
 
 pub(crate) use gather::{Mark, One, Series};
@@ -337,6 +338,17 @@ pub(super) fn resets_received(view: &View<'_>, out: &mut Series) {
         let listed = |number: &usize| catalog::STATES.iter().any(|&state| state as usize == *number);
         let others = (0..STATES).filter(|number| !listed(number)).map(received);
         out.count(&[totals.direction.name(), &service, "other"], others.fold(0, u64::saturating_add));
+    }
+}
+
+pub(super) fn service_verdicts(view: &View<'_>, out: &mut Series) {
+    let Some(snapshot) = view.snapshot() else { return };
+    for totals in view.groups() {
+        let service = totals.service.label();
+        for id in explain::SERVICE_IDS {
+            let said = snapshot.verdicts.contains(&(totals.direction, totals.service, id));
+            out.count(&[totals.direction.name(), &service, id.name()], u64::from(said));
+        }
     }
 }
 
