@@ -239,6 +239,7 @@ fn unremarkable(facts: &Facts<'_>) -> Verdict {
 pub(crate) mod tests {
     use std::time::Instant;
 
+    use tcpwatch_common::hist::sketch_lower;
     use tcpwatch_common::state::TcpState;
 
     use super::*;
@@ -303,10 +304,43 @@ pub(crate) mod tests {
         let mut record = quiet(1, TcpState::Established);
         (record.snd_cwnd, record.snd_wnd, record.send_buffer) = (160, 3_000_000, 80_000);
         (record.unacked_bytes, record.data_segs_out, record.bytes_sent) = (66_000, 2_000, 2_896_000);
+        record.queued_bytes = 76_000;
         record.limited_jiffies = [590 * 250, 0, 2 * 250];
+        assert_eq!(said_of(&record), [Id::SendBuffer]);
+        // The kernel's clock never runs when an ACK comes before the writer has found no room.
+        record.limited_jiffies = [590 * 250, 0, 0];
         assert_eq!(said_of(&record), [Id::SendBuffer]);
         record.send_buffer = 800_000;
         assert!(!said_of(&record).contains(&Id::SendBuffer));
+    }
+
+    #[test]
+    fn a_full_window_without_a_queue_limits_and_one_that_fills_the_path_does_not() {
+        let mut record = quiet(1, TcpState::Established);
+        (record.snd_cwnd, record.packets_out, record.snd_ssthresh, record.snd_wnd) = (30, 30, 12, 200_000);
+        (record.unsent_bytes, record.unacked_bytes, record.data_segs_out) = (80_000, 43_440, 100_000);
+        (record.bytes_sent, record.bytes_acked, record.min_rtt_us) = (144_800_000, 144_756_560, 100_000);
+        record.limited_jiffies = [599 * 250, 0, 0];
+        let at = |record: &ConnRecord, rtt_us: u64| {
+            let mut record = *record;
+            let bucket = (0..record.sketch.len()).rfind(|bucket| sketch_lower(*bucket) <= rtt_us).unwrap();
+            (record.sketch[bucket], record.rtt_samples, record.rtt_sum_us) = (1000, 1000, 1000 * rtt_us);
+            said_of(&record)
+        };
+        assert_eq!(at(&record, 101_000), [Id::CongestionWindow]);
+        assert_eq!(at(&record, 170_000), [Id::Healthy]);
+        record.unsent_bytes = 0;
+        assert_eq!(at(&record, 101_000), [Id::Healthy]);
+    }
+
+    #[test]
+    fn restarts_after_which_an_initial_window_is_enough_cost_nothing() {
+        let mut record = quiet(1, TcpState::Established);
+        (record.idle_restarts, record.cwnd_max, record.rtt_samples, record.rtt_sum_us) = (10, 200, 100, 5_000_000);
+        (record.bytes_acked, record.limited_jiffies) = (110_000, [5 * 250, 0, 0]);
+        assert_eq!(said_of(&record), [Id::Healthy]);
+        (record.bytes_sent, record.bytes_acked) = (5_500_000, 5_500_000);
+        assert_eq!(said_of(&record), [Id::IdleRestart]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! nine must be right; the short run plays the first one or two. Several play at once on paths of their own, watched by
 //! one daemon, and what was said last of each connection before it closed is held against what it is known to suffer.
 
+mod alone;
 mod case;
 mod healthy;
 mod life;
@@ -33,6 +34,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("explain_names_ends_that_are_not_closed", || all(life::ROWS)),
         trial("explain_names_listeners_and_hosts_whose_queues_fill", life::queues),
         trial("explain_has_nothing_to_say_against_healthy_connections", healthy::healthy),
+        trial("explain_without_a_daemon_answers_at_once_and_then_refines", alone::alone),
         trial("the_recordings_of_explanations_can_be_made_anew", recorded::all),
     ]
 }

@@ -34,8 +34,7 @@ pub(super) fn all() -> Result<()> {
         if known || !(every || SHORT.contains(&row.id)) {
             continue;
         }
-        let case = (row.case)(row.choices[0])?;
-        let bytes = of_case(&case).with_context(|| format!("{}: {:?}", row.id, row.choices[0]))?;
+        let bytes = of_row(row).with_context(|| format!("{}: {:?}", row.id, row.choices[0]))?;
         keep(&row.id.to_lowercase(), &bytes)?;
     }
     if every {
@@ -78,6 +77,18 @@ pub(super) fn explained(file: &FilePath) -> Result<Vec<Value>> {
     let done = Command::new(PROGRAM).arg("replay").arg(file).args(["explain", "--json", "--all"]).output()?;
     let text = String::from_utf8(done.stdout)?;
     text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+}
+
+/// A recording may end in the moment between two connections: then it is made again.
+fn of_row(row: &Row) -> Result<Vec<u8>> {
+    const TRIES: usize = 3;
+    let mut tried = 1;
+    loop {
+        match of_case(&(row.case)(row.choices[0])?) {
+            Err(_) if tried < TRIES => tried += 1,
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Records until what is recorded is explained rightly, which is after so long at the earliest.
