@@ -46,12 +46,14 @@ pub(super) fn slow_start(f: &Facts<'_>) -> Option<Verdict> {
     let rtt = f.rtt_us();
     let rounds = slow_start_rounds(f.acked_bytes, f.mss(), INITIAL_WINDOW);
     let grown = u64::from(f.now.snd_cwnd) >= 2 * INITIAL_WINDOW;
-    if !f.never_set_back() || !grown || rounds < 3 || rtt == 0 || f.partial() || !f.since_open {
+    // What is not over yet may still find its window. Fewer rounds may be a few pages, each of an initial window.
+    let over = f.now.unsent_bytes == 0;
+    if !over || !f.never_set_back() || !grown || rounds < 4 || rtt == 0 || f.partial() || !f.since_open {
         return None;
     }
     // Whether the sender's window limits or that of the peer, which opens with it, does not matter.
     let took = (rounds * rtt).min(f.busy_us);
-    if part(took, f.busy_us) < 0.5 {
+    if part(took, f.busy_us) < 0.55 {
         return None;
     }
     let wide = slow_start_rounds(f.acked_bytes, f.mss(), 100);
@@ -100,7 +102,9 @@ pub(super) fn congestion_window(f: &Facts<'_>) -> Option<Verdict> {
     let full = f.now.in_flight() + 3 >= f.now.snd_cwnd && f.now.unsent_bytes > 0;
     let room = u64::from(f.now.snd_wnd) * 4 >= 5 * window_bytes;
     let busy = part(congestion_us, f.window_us) >= 0.8;
-    if !(long && no_queue && full && room && busy) || f.payload() * 2 < f.mss() || !f.in_open() {
+    // bbr limits by its pace, and shrinks the window itself now and then to measure the path.
+    let own_pace = congestion(f) == "bbr";
+    if !(long && no_queue && full && room && busy) || own_pace || f.payload() * 2 < f.mss() || !f.in_open() {
         return None;
     }
     let rate = f.acked_bytes as f64 * 1e6 / f.window_us.max(1) as f64;
@@ -134,15 +138,11 @@ pub(super) fn congestion_window(f: &Facts<'_>) -> Option<Verdict> {
                 congestion(f)
             )),
         ),
-        remedy: if congestion(f) == "bbr" {
-            "see whether the route clamps the window (`ip route get PEER` shows cwnd, initcwnd)".to_owned()
-        } else {
-            format!(
-                "on a long path bbr does not wait for a window that grows by a segment a round trip (`sysctl -w \
-                 net.ipv4.tcp_congestion_control=bbr`, now {}; undo with the old name); see as well whether the route clamps the \
-                 window (`ip route get PEER` shows cwnd) or the kernel remembers a small one (`ip tcp_metrics show PEER`)",
-                congestion(f)
-            )
-        },
+        remedy: format!(
+            "on a long path bbr does not wait for a window that grows by a segment a round trip (`sysctl -w \
+             net.ipv4.tcp_congestion_control=bbr`, now {}; undo with the old name); see as well whether the route clamps the window \
+             (`ip route get PEER` shows cwnd) or the kernel remembers a small one (`ip tcp_metrics show PEER`)",
+            congestion(f)
+        ),
     })
 }

@@ -307,8 +307,11 @@ fn tiny_segments(f: &Facts<'_>) -> Option<Verdict> {
 fn bufferbloat(f: &Facts<'_>) -> Option<Verdict> {
     let rtt = f.median_rtt_us();
     let queueing = rtt.saturating_sub(f.min_rtt_us);
-    let enough = f.min_rtt_us > 0 && f.samples >= 20 && f.payload() * 2 >= f.mss();
-    if !enough || queueing < 30_000 || queueing < f.min_rtt_us || part(f.busy_us, f.window_us) < 0.3 {
+    // bbr keeps up to a round trip in the queue, and more in its first seconds: that alone is no trouble.
+    let bbr = congestion(f) == "bbr";
+    let (least, least_us) = if bbr { (2 * f.min_rtt_us, 5_000_000) } else { (f.min_rtt_us, 1_000_000) };
+    let enough = f.min_rtt_us > 0 && f.samples >= 20 && f.payload() * 2 >= f.mss() && f.window_us >= least_us;
+    if !enough || queueing < 30_000 || queueing < least || part(f.busy_us, f.window_us) < 0.3 {
         return None;
     }
     Some(Verdict {
@@ -330,11 +333,15 @@ fn bufferbloat(f: &Facts<'_>) -> Option<Verdict> {
             part(queueing, rtt) * 100.0,
             f.now.snd_cwnd,
         ),
-        remedy: format!(
-            "use a congestion control that does not fill queues (now {}; try bbr: `sysctl -w net.ipv4.tcp_congestion_control=bbr`, \
-             undo with the old name), or give the bottleneck a fair queue (fq_codel, cake)",
-            congestion(f),
-        ),
+        remedy: if bbr {
+            "others fill the queue too: give the bottleneck a fair queue (fq_codel, cake)".to_owned()
+        } else {
+            format!(
+                "use a congestion control that does not fill queues (now {}; try bbr: `sysctl -w \
+                 net.ipv4.tcp_congestion_control=bbr`, undo with the old name), or give the bottleneck a fair queue (fq_codel, cake)",
+                congestion(f),
+            )
+        },
     })
 }
 

@@ -127,17 +127,21 @@ pub(super) fn peer_vanished(f: &Facts<'_>) -> Option<Verdict> {
     })
 }
 
-/// Nothing was sent again but tail loss probes that prove nothing: a late ACK makes a lone one, and a closed window each of them.
+/// Nothing was sent again but tail loss probes, or what may have been some before tcpwatch looked. They prove nothing: a late ACK
+/// makes a lone one, and a closed window each of them.
 fn only_probes(f: &Facts<'_>) -> bool {
     let [fast, timeout, probes, ..] = f.by_cause;
     let [peer_zeros, _] = f.zero_windows;
     let [_, _, recovery_us, loss_us] = f.ca_us;
-    fast + timeout + recovery_us + loss_us == 0 && probes > 0 && (probes < 3 || peer_zeros > 0)
+    let vague = probes + f.retransmits.saturating_sub(f.by_cause.iter().sum());
+    let closed = peer_zeros > 0 || f.now.snd_wnd == 0;
+    fast + timeout + recovery_us + loss_us == 0 && vague > 0 && (vague < 3 || closed)
 }
 
 /// R4: what was sent again had arrived.
 pub(super) fn spurious_retransmits(f: &Facts<'_>) -> Option<Verdict> {
-    if f.spurious == 0 || f.spurious * 2 < f.retransmits || only_probes(f) {
+    // What a window proves may have been sent before it.
+    if f.spurious == 0 || f.retransmits == 0 || f.spurious * 2 < f.retransmits || only_probes(f) {
         return None;
     }
     let reordered = f.now.reord_seen > 0 || f.now.reordering > 3;
