@@ -95,7 +95,8 @@ const SHORT_PATH_US: u64 = 5_000;
 pub(super) fn congestion_window(f: &Facts<'_>) -> Option<Verdict> {
     let [congestion_us, _, _] = f.limited_us;
     let window_bytes = u64::from(f.now.snd_cwnd) * f.mss();
-    let rtt = f.median_rtt_us();
+    // The histogram is coarse: its median may come out below the smallest sample.
+    let rtt = f.median_rtt_us().max(f.min_rtt_us);
     let long = f.min_rtt_us >= SHORT_PATH_US && f.window_us >= 20 * f.min_rtt_us && f.window_us >= 1_000_000;
     // Half of the samples are shorter than the median: where it is near the smallest, what is in flight does not fill the path.
     let no_queue = f.samples >= 20 && rtt <= f.min_rtt_us + f.min_rtt_us / 4 + 2_000;
