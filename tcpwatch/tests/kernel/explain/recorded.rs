@@ -79,20 +79,22 @@ pub(super) fn explained(file: &FilePath) -> Result<Vec<Value>> {
     text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
-/// A recording may end in the moment between two connections: then it is made again.
+/// A recording may end in the moment between two connections: then it is made again, and ends a little later. What is played
+/// takes the same time each time.
 fn of_row(row: &Row) -> Result<Vec<u8>> {
-    const TRIES: usize = 3;
-    let mut tried = 1;
+    const TRIES: u32 = 8;
+    const LATER: Duration = ms(110);
+    let mut tried = 0;
     loop {
-        match of_case(&(row.case)(row.choices[0])?) {
-            Err(_) if tried < TRIES => tried += 1,
+        match of_case(&(row.case)(row.choices[0])?, LATER * tried) {
+            Err(_) if tried + 1 < TRIES => tried += 1,
             outcome => return outcome,
         }
     }
 }
 
-/// Records until what is recorded is explained rightly, which is after so long at the earliest.
-fn of_case(case: &Case) -> Result<Vec<u8>> {
+/// Records until what is recorded is explained rightly, which is after so long at the earliest, and then for a while.
+fn of_case(case: &Case, more: Duration) -> Result<Vec<u8>> {
     const LONG_ENOUGH: Duration = ms(1500);
     // What was seen is in the file a second later.
     const WRITTEN: Duration = ms(3000);
@@ -116,6 +118,7 @@ fn of_case(case: &Case) -> Result<Vec<u8>> {
                 Err(_) => {}
             }
         }
+        thread::sleep(more);
         let bytes = ended(recorder)?;
         let file = tempfile::NamedTempFile::new()?;
         fs::write(file.path(), &bytes)?;
