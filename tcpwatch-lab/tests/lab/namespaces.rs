@@ -197,6 +197,9 @@ const VICTIM: &str = "TCPWATCH_LAB_VICTIM";
 /// then: its FIN would keep the namespace for as long as the kernel repeats it.
 pub(crate) fn be_victim() -> Option<Result<()>> {
     env::var_os(VICTIM)?;
+    // A shell that starts tests in the background has it ignored, which children inherit.
+    // SAFETY: no handler is installed, and no other thread runs yet.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     let wait = || -> Result<()> {
         let path = Path::builder().build()?;
         let traffic = Traffic::over(&path, Family::V4);
