@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use tcpwatch_lab::{End, Family, Path, Traffic};
 
 use super::case::Case;
+use super::retransmission::VANISHING;
 use super::{Choice, Row, ms, path};
 
 pub(super) const ROWS: &[Row] = &[
@@ -63,18 +64,7 @@ pub(super) const ROWS: &[Row] = &[
         id: "R1",
         what: "the peer vanishes, and the kernel gives up; KB of an upload",
         case: given_up,
-        choices: [
-            (10, 20, "cubic"),
-            (10, 20, "bbr"),
-            (2, 5, "cubic"),
-            (2, 60, "bbr"),
-            (30, 10, "cubic"),
-            (30, 1, "bbr"),
-            (50, 40, "cubic"),
-            (20, 3, "reno"),
-            (5, 100, "cubic"),
-            (40, 30, "bbr"),
-        ],
+        choices: VANISHING,
     },
 ];
 

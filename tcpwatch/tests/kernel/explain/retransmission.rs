@@ -9,24 +9,22 @@ use tcpwatch_lab::{End, Family, Path, Traffic};
 use super::case::Case;
 use super::{Choice, Row, ms, path};
 
+/// Uploads whose peer vanishes: R1 while the kernel still tries, and after it has given up.
+pub(super) const VANISHING: [Choice; 10] = [
+    (10, 20, "cubic"),
+    (10, 20, "bbr"),
+    (2, 5, "cubic"),
+    (2, 60, "bbr"),
+    (30, 10, "cubic"),
+    (30, 1, "bbr"),
+    (50, 40, "cubic"),
+    (20, 3, "reno"),
+    (5, 100, "cubic"),
+    (40, 30, "bbr"),
+];
+
 pub(super) const ROWS: &[Row] = &[
-    Row {
-        id: "R1",
-        what: "the peer vanishes; KB of an upload",
-        case: vanishes,
-        choices: [
-            (10, 20, "cubic"),
-            (10, 20, "bbr"),
-            (2, 5, "cubic"),
-            (2, 60, "bbr"),
-            (30, 10, "cubic"),
-            (30, 1, "bbr"),
-            (50, 40, "cubic"),
-            (20, 3, "reno"),
-            (5, 100, "cubic"),
-            (40, 30, "bbr"),
-        ],
-    },
+    Row { id: "R1", what: "the peer vanishes; KB of an upload", case: vanishes, choices: VANISHING },
     Row {
         id: "R2",
         what: "so many segments of a flight are lost",
