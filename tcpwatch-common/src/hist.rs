@@ -36,13 +36,29 @@ pub const fn log2(mut v: u32) -> u32 {
     e
 }
 
+/// The same without a branch, of which the verifier would follow both ways each time: for programs that are cold and long.
+#[inline(always)]
+pub const fn log2_straight(v: u32) -> u32 {
+    31 - (v | 1).leading_zeros()
+}
+
 /// The fine bucket of an RTT in µs.
 #[inline(always)]
 pub const fn rtt_bucket(us: u32) -> u32 {
+    rtt_bucket_of(us, log2(us))
+}
+
+/// The same by [`log2_straight`].
+#[inline(always)]
+pub const fn rtt_bucket_straight(us: u32) -> u32 {
+    rtt_bucket_of(us, log2_straight(us))
+}
+
+#[inline(always)]
+const fn rtt_bucket_of(us: u32, e: u32) -> u32 {
     if us < 16 {
         return us;
     }
-    let e = log2(us);
     // e is at least 4 and at most 31, so neither shift nor subtraction wraps.
     let index = ((e - 3) << 4) + ((us >> (e - 4)) & 15);
     if index >= RTT_BUCKETS as u32 { RTT_BUCKETS as u32 - 1 } else { index }
@@ -71,10 +87,21 @@ pub const fn sketch_lower(bucket: usize) -> u64 {
 /// The bucket whose upper edge is the next power of two: values up to 2^i lie in bucket i or below.
 #[inline(always)]
 pub const fn log2_bucket(v: u32) -> u32 {
+    log2_bucket_of(v, log2(v.wrapping_sub(1)))
+}
+
+/// The same by [`log2_straight`].
+#[inline(always)]
+pub const fn log2_bucket_straight(v: u32) -> u32 {
+    log2_bucket_of(v, log2_straight(v.wrapping_sub(1)))
+}
+
+#[inline(always)]
+const fn log2_bucket_of(v: u32, e: u32) -> u32 {
     if v <= 1 {
         return 0;
     }
-    let index = log2(v - 1) + 1;
+    let index = e + 1;
     if index >= LOG2_BUCKETS as u32 { LOG2_BUCKETS as u32 - 1 } else { index }
 }
 

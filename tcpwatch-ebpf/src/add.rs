@@ -3,6 +3,23 @@
 //! TCP's backlog runs in process context with softirqs enabled, so one of our programs can interrupt another between
 //! its load and its store. A word that only one program writes needs no care: the kernel never nests a program in itself.
 
+/// The same number, of which the compiler knows nothing any more: it cannot keep a second copy, of which the verifiers
+/// before 6.13 do not see that a check of the first one bounds it too.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+pub fn opaque(n: usize) -> usize {
+    let mut n = n as u64;
+    // SAFETY: changes nothing. One instruction, as line numbers would be given twice to the next if there were none.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) n, options(nomem, nostack, preserves_flags)) };
+    n as usize
+}
+
+/// The same number.
+#[cfg(not(target_arch = "bpf"))]
+pub fn opaque(n: usize) -> usize {
+    n
+}
+
 /// Adds `n` to `*word` in one instruction.
 ///
 /// # Safety

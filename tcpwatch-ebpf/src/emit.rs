@@ -3,9 +3,12 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use core::mem::MaybeUninit;
 use tcpwatch_common::close::flag;
-use tcpwatch_common::conn::{COMM_LEN, Conn, ConnKey};
+use tcpwatch_common::conn::Conn;
 use tcpwatch_common::counters::{GAUGE_WORDS, Loss, dist, group, netns, setting, slot};
-use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, rtt_bucket, sketch_bucket};
+use tcpwatch_common::hist::{
+    LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, log2_bucket_straight, rtt_bucket, rtt_bucket_straight,
+    sketch_bucket,
+};
 use tcpwatch_common::history;
 use tcpwatch_common::limits::application;
 use tcpwatch_common::owner;
@@ -14,7 +17,7 @@ use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::rtt::sample;
 use tcpwatch_common::state::{Direction, TcpState, ca_state};
 
-use crate::add::{atomic_add, exchange};
+use crate::add::{atomic_add, exchange, opaque};
 use crate::config::{DETAIL_PER_SECOND, HZ, frozen};
 use crate::limits;
 use crate::maps::{DISTS, EVENTS, GAUGES, GROUPS, LOSSES, NAMESPACES, SERVICES, SETTINGS, TOKENS, Tokens};
@@ -33,7 +36,13 @@ impl Group {
         GROUPS.get_ptr_mut(slot).map(|words| Self(words.cast()))
     }
 
-    /// Adds to one word; `word` is a constant of `counters::group` or bounded by the caller.
+    /// Adds to one word that is computed.
+    #[inline(always)]
+    pub fn add_at(&self, word: usize, n: u64) {
+        self.add(opaque(word), n);
+    }
+
+    /// Adds to one word; `word` is a constant of `counters::group`.
     #[inline(always)]
     pub fn add(&self, word: usize, n: u64) {
         if word < group::WORDS {
@@ -48,6 +57,14 @@ impl Group {
 pub fn count(slot: u32, word: usize, n: u64) {
     if let Some(group) = Group::of(slot) {
         group.add(word, n);
+    }
+}
+
+/// Adds to one word of a group that is computed.
+#[inline(always)]
+pub fn count_at(slot: u32, word: usize, n: u64) {
+    if let Some(group) = Group::of(slot) {
+        group.add_at(word, n);
     }
 }
 
@@ -192,7 +209,7 @@ pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn) {
     conn.srtt = srtt;
     let Some(us) = sample(sock.rack_rtt_us(), old, srtt) else { return };
     let cwnd = sock.snd_cwnd();
-    let bucket = rtt_bucket(us);
+    let bucket = if OWNED { rtt_bucket(us) } else { rtt_bucket_straight(us) };
     conn.rtt_samples += 1;
     conn.rtt_sum_us += u64::from(us);
     conn.rtt_last_us = us;
@@ -208,14 +225,15 @@ pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn) {
     if cwnd > conn.cwnd_max {
         conn.cwnd_max = cwnd;
     }
-    let coarse = sketch_bucket(bucket) as usize;
+    let coarse = opaque(sketch_bucket(bucket) as usize);
     if coarse < SKETCH_BUCKETS {
         conn.sketch[coarse] += 1;
     }
     let entry = if OWNED { conn.slot } else { conn.slot + slot::COUNT as u32 };
     let Some(words) = DISTS.get_ptr_mut(entry) else { return };
     let words = words.cast::<u64>();
-    let (bucket, cwnd_bucket) = (bucket as usize, log2_bucket(cwnd) as usize);
+    let cwnd_bucket = if OWNED { log2_bucket(cwnd) } else { log2_bucket_straight(cwnd) };
+    let (bucket, cwnd_bucket) = (opaque(bucket as usize), opaque(cwnd_bucket as usize));
     if bucket < RTT_BUCKETS && cwnd_bucket < LOG2_BUCKETS {
         bump::<OWNED>(words, dist::RTT + bucket, 1);
         bump::<OWNED>(words, dist::RTT_SUM, u64::from(us));
@@ -310,7 +328,7 @@ pub fn attribute(inode: u32, conn: &mut Conn, group: &Group, cause: RetransmitCa
     let index = cause as usize;
     if index < conn.retrans.len() {
         conn.retrans[index] += segments;
-        group.add(group::retransmits(cause), u64::from(segments));
+        group.add_at(group::retransmits(cause), u64::from(segments));
     }
 }
 
@@ -406,6 +424,19 @@ pub fn activity(sock: TcpSock) -> u32 {
     sock.segs_in().wrapping_add(sock.segs_out())
 }
 
+/// Copies word by word, which the compiler's own `memcpy` for BPF, a loop over bytes, does not.
+///
+/// # Safety
+/// Both point to a `T`, aligned to 8 bytes, in a map value or a record.
+#[inline(always)]
+unsafe fn copy_words<T>(to: *mut T, from: *const T) {
+    const { assert!(size_of::<T>() % 8 == 0) };
+    for i in 0..size_of::<T>() / 8 {
+        // SAFETY: within both.
+        unsafe { to.cast::<u64>().add(i).write_volatile(from.cast::<u64>().add(i).read_volatile()) }
+    }
+}
+
 /// Writes everything known of a connection.
 ///
 /// # Safety
@@ -420,15 +451,20 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         };
     }
     let (snd_una, snd_nxt, write_seq) = (sock.snd_una(), sock.snd_nxt(), sock.write_seq());
-    let mut key = ConnKey::EMPTY;
-    sock.write_key(&mut key);
+    // What is larger than a register is copied from place to place: a copy in between would be on the stack.
+    // SAFETY: fields of the record, and of a map value, of the same types.
+    unsafe {
+        sock.write_key(&raw mut (*r).key);
+        copy_words(&raw mut (*r).sketch, &raw const conn.sketch);
+        copy_words(&raw mut (*r).comm, &raw const conn.comm);
+    }
     let now = limits::jiffies32();
     let (zero_windows, zero_jiffies) = limits::zero_windows(sock, conn, now);
     let ca_us = congestion_times(conn, (now_ns() / 1000) as u32);
     let busy = if sock.app_limited() != 0 { application::LIMITS_NOW } else { 0 };
     let rate = if sock.rate_app_limited() { application::LIMITED_RATE } else { 0 };
     // SAFETY: a field of the record, of 16 bytes.
-    unsafe { (&raw mut (*r).congestion).cast::<[u64; 2]>().write_unaligned(sock.congestion()) };
+    unsafe { (&raw mut (*r).congestion).cast::<[u64; 2]>().write(sock.congestion()) };
     set! {
         header: header::<ConnRecord>(moment.kind);
         cookie: sock.cookie();
@@ -440,7 +476,6 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         bytes_received: sock.bytes_received();
         rtt_sum_us: conn.rtt_sum_us;
         pacing_rate: sock.sk_pacing_rate();
-        key: key;
         slot: conn.slot;
         generation: conn.generation;
         pid: conn.pid;
@@ -515,42 +550,46 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         application: busy | rate;
         reserved: 0;
         nodelay: u8::from(sock.nodelay());
-        comm: conn.comm;
         history: conn.history;
         state_since_ms: conn.state_since_ms;
-        sketch: conn.sketch;
     }
 }
 
-/// Everything known of a listener; `periodic` when an iterator reads it and nothing has happened.
+/// Writes everything known of a listener; `periodic` when an iterator reads it and nothing has happened.
+///
+/// # Safety
+/// `r` points to memory for a record.
 #[inline(always)]
-pub fn listener(sock: TcpSock, up: bool, periodic: bool) -> ListenerRecord {
-    let mut key = ConnKey::EMPTY;
-    sock.write_key(&mut key);
-    let mut record = ListenerRecord {
-        header: header::<ListenerRecord>(Kind::Listener),
-        cookie: sock.cookie(),
-        key,
-        backlog: sock.sk_max_ack_backlog(),
-        queue: sock.sk_ack_backlog(),
-        drops: sock.sk_drops(),
-        half_open: sock.icsk_accept_qlen(),
-        periodic: u32::from(periodic),
-        up: u32::from(up),
-        pid: 0,
-        cgroup: 0,
-        owner_uid: 0,
-        owner_kind: 0,
-        comm: [0; COMM_LEN],
-    };
-    if let Some(conn) = sock.state() {
-        record.pid = conn.pid;
-        record.cgroup = conn.cgroup;
-        record.owner_uid = conn.owner_uid;
-        record.owner_kind = u32::from(conn.owner_kind);
-        record.comm = conn.comm;
+pub unsafe fn write_listener(r: *mut ListenerRecord, sock: TcpSock, up: bool, periodic: bool) {
+    // SAFETY: fields of the record.
+    unsafe {
+        sock.write_key(&raw mut (*r).key);
+        (&raw mut (*r).header).write(header::<ListenerRecord>(Kind::Listener));
+        (*r).cookie = sock.cookie();
+        (*r).backlog = sock.sk_max_ack_backlog();
+        (*r).queue = sock.sk_ack_backlog();
+        (*r).drops = sock.sk_drops();
+        (*r).half_open = sock.icsk_accept_qlen();
+        (*r).periodic = u32::from(periodic);
+        (*r).up = u32::from(up);
     }
-    record
+    // Of a listener without state nobody knows the owner.
+    let conn = sock.state();
+    let (pid, cgroup, uid, kind) = match &conn {
+        Some(conn) => (conn.pid, conn.cgroup, conn.owner_uid, conn.owner_kind),
+        None => (0, 0, 0, 0),
+    };
+    // SAFETY: fields of the record, and of a map value.
+    unsafe {
+        (*r).pid = pid;
+        (*r).cgroup = cgroup;
+        (*r).owner_uid = uid;
+        (*r).owner_kind = u32::from(kind);
+        match conn {
+            Some(conn) => copy_words(&raw mut (*r).comm, &raw const conn.comm),
+            None => (&raw mut (*r).comm).cast::<[u64; 2]>().write([0; 2]),
+        }
+    }
 }
 
 /// The jiffy from which the next periodic record may be made.

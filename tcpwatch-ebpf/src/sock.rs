@@ -314,35 +314,50 @@ impl TcpSock {
         unsafe { bpf_get_socket_cookie(self.as_ptr().cast()) }
     }
 
-    /// Writes both ends to `key`.
+    /// Both ends.
     #[inline(always)]
-    pub fn write_key(self, key: &mut ConnKey) {
-        key.local_port = self.local_port();
-        key.remote_port = self.remote_port();
-        key.reserved = 0;
-        key.netns = self.netns();
+    pub fn key(self) -> ConnKey {
+        #[repr(align(8))]
+        struct Place(ConnKey);
+        let mut place = Place(ConnKey::EMPTY);
+        // SAFETY: aligned as it is declared.
+        unsafe { self.write_key(&raw mut place.0) };
+        place.0
+    }
+
+    /// Writes both ends to `key`, address by address.
+    ///
+    /// # Safety
+    /// `key` points to memory for one, aligned to 8 bytes.
+    #[inline(always)]
+    pub unsafe fn write_key(self, key: *mut ConnKey) {
+        let (local, remote);
         if self.skc_family() == AF_INET6 && offset(&LAYOUT.skc_v6_daddr) != ABSENT {
-            key.local = self.address6(&LAYOUT.skc_v6_rcv_saddr);
-            key.remote = self.address6(&LAYOUT.skc_v6_daddr);
-            key.ip_version = if is_mapped(&key.remote) { 4 } else { 6 };
+            (local, remote) = (self.address6(&LAYOUT.skc_v6_rcv_saddr), self.address6(&LAYOUT.skc_v6_daddr));
         } else {
-            key.local = mapped(self.read(&LAYOUT.skc_rcv_saddr));
-            key.remote = mapped(self.read(&LAYOUT.skc_daddr));
-            key.ip_version = 4;
+            (local, remote) =
+                (mapped_words(self.read(&LAYOUT.skc_rcv_saddr)), mapped_words(self.read(&LAYOUT.skc_daddr)));
+        }
+        // SAFETY: fields of the key.
+        unsafe {
+            (&raw mut (*key).local).cast::<[u64; 2]>().write(local);
+            (&raw mut (*key).remote).cast::<[u64; 2]>().write(remote);
+            (*key).local_port = self.local_port();
+            (*key).remote_port = self.remote_port();
+            (*key).ip_version = if is_mapped_words(remote) { 4 } else { 6 };
+            (*key).reserved = 0;
+            (*key).netns = self.netns();
         }
     }
 
     #[inline(always)]
-    fn address6(self, field: &'static Field) -> [u8; 16] {
+    fn address6(self, field: &'static Field) -> [u64; 2] {
         let at = usize::from(offset(field));
-        let mut address = [0_u8; 16];
-        let words = address.as_mut_ptr().cast::<u64>();
-        // SAFETY: two typed loads of 8 bytes within struct in6_addr; `address` has room for both, unaligned.
+        // SAFETY: two typed loads of 8 bytes within struct in6_addr.
         unsafe {
-            words.write_unaligned(ptr::read_volatile(self.as_ptr().add(at).cast::<u64>()));
-            words.add(1).write_unaligned(ptr::read_volatile(self.as_ptr().add(at + 8).cast::<u64>()));
+            let from = self.as_ptr().add(at).cast::<u64>();
+            [ptr::read_volatile(from), ptr::read_volatile(from.add(1))]
         }
-        address
     }
 
     /// The state of this socket, if it has any.
@@ -365,6 +380,9 @@ impl TcpSock {
     }
 }
 
+/// What stands before the IPv4 address in the second word of its v4-mapped form.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
 /// The v4-mapped form of an IPv4 address in network byte order.
 #[inline(always)]
 pub fn mapped(v4: u32) -> [u8; 16] {
@@ -372,13 +390,26 @@ pub fn mapped(v4: u32) -> [u8; 16] {
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3]]
 }
 
+/// The same in two words.
+#[inline(always)]
+fn mapped_words(v4: u32) -> [u64; 2] {
+    // BPF is compiled for the byte order of the machine: the first bytes are the lower half on a little-endian one.
+    let words = if cfg!(target_endian = "little") { (MAPPED, v4) } else { (v4, MAPPED) };
+    [0, u64::from(words.1) << 32 | u64::from(words.0)]
+}
+
 /// Whether an address is IPv4 in its v4-mapped form.
 #[inline(always)]
 pub fn is_mapped(a: &[u8; 16]) -> bool {
-    let p = a.as_ptr();
-    // SAFETY: 12 bytes within an array of 16.
-    let (high, low) = unsafe { (p.cast::<u64>().read_unaligned(), p.add(8).cast::<u32>().read_unaligned()) };
-    high == 0 && low == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    let p = a.as_ptr().cast::<u64>();
+    // SAFETY: two words within an array of 16 bytes.
+    is_mapped_words(unsafe { [p.read_unaligned(), p.add(1).read_unaligned()] })
+}
+
+#[inline(always)]
+fn is_mapped_words(words: [u64; 2]) -> bool {
+    let second = if cfg!(target_endian = "little") { words[1] as u32 } else { (words[1] >> 32) as u32 };
+    words[0] == 0 && second == MAPPED
 }
 
 /// Jiffies since boot.

@@ -238,10 +238,13 @@ fn write_cookie(meta: *const Meta, cookie: u64) {
 
 #[inline(always)]
 fn write_listener(meta: *const Meta, sock: TcpSock) -> bool {
-    let record = emit::listener(sock, true, true);
-    // SAFETY: `record` lives until the helper has copied it.
+    let Some(scratch) = ITERATOR_SCRATCH.get_ptr_mut(0) else { return true };
+    let scratch = scratch.cast::<ListenerRecord>();
+    // SAFETY: a value of the map, which is larger; the daemon runs one iterator at a time.
     unsafe {
-        bpf_seq_write((*meta).seq.cast(), ptr::from_ref(&record).cast_mut().cast(), size_of::<ListenerRecord>() as u32)
-            == 0
+        emit::write_listener(scratch, sock, true, true);
+        bpf_seq_write((*meta).seq.cast(), scratch.cast(), size_of::<ListenerRecord>() as u32) == 0
     }
 }
+
+const _: () = assert!(size_of::<ListenerRecord>() <= size_of::<ConnRecord>());

@@ -15,7 +15,7 @@ use tcpwatch_common::reset::{REASONS, ReasonHint, ResetFacts, ResetOrigin, cause
 use tcpwatch_common::state::{Direction, TcpState};
 
 use super::stack::Stack;
-use crate::add::atomic_add;
+use crate::add::{atomic_add, opaque};
 use crate::config::{LAYOUT, REASON_HINTS, offset, watched};
 use crate::emit::{self, Group};
 use crate::kernel::{copy, copy_to, field};
@@ -73,6 +73,14 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
     let Some(r) = RESET_SCRATCH.get_ptr_mut(call.program as u32) else { return };
     // SAFETY: a value of the map that only the calling program uses, and no program nests in itself.
     let r = unsafe { &mut *r };
+    r.key.reserved = 0;
+    r.key.netns =
+        if call.sk.is_null() { netns_of_segment(call.skb) } else { netns_of(field(call.sk, &LAYOUT.skc_net)) };
+    if !watched(r.key.netns) {
+        return;
+    }
+    // Before the many branches: its loops are the longest part, and the verifier walks them anew for each way to them.
+    let stack = Stack::read(ctx, call.program, call.origin);
     let state: u8 = if call.sk.is_null() { 0 } else { field(call.sk, &LAYOUT.skc_state) };
     let full = state != 0 && state != TcpState::TimeWait as u8 && state != TcpState::NewSynRecv as u8;
     let parsed = !call.skb.is_null() && parse(call.skb, r);
@@ -81,18 +89,11 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
         (r.seq, r.ack, r.tcp_flags) = (0, 0, 0);
         socket_key(call.sk, full, r);
     }
-    r.key.reserved = 0;
-    r.key.netns =
-        if call.sk.is_null() { netns_of_segment(call.skb) } else { netns_of(field(call.sk, &LAYOUT.skc_net)) };
-    if !watched(r.key.netns) {
-        return;
-    }
     if full {
         socket(call.sk, r);
     } else {
         no_socket(r);
     }
-    let stack = Stack::read(ctx, call.program, call.origin);
     let why = cause(&ResetFacts {
         origin: call.origin,
         hint: hint(call.reason),
@@ -121,11 +122,11 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
         ended_just_now(call, r);
     }
     if let Some(group) = Group::of(r.slot) {
-        group.add(group::resets(call.origin, why), 1);
+        group.add_at(group::resets(call.origin, why), 1);
     }
     emit::count_netns(r.key.netns, netns::RESETS, 1);
-    let word =
-        reason_word::index(call.origin, if call.reason == NO_REASON { 0 } else { call.reason }, r.key.ip_version);
+    let reason = if call.reason == NO_REASON { 0 } else { call.reason };
+    let word = opaque(reason_word::index(call.origin, reason, r.key.ip_version));
     if let Some(words) = maps::REASONS.get_ptr_mut(0)
         && word < reason_word::WORDS
     {
@@ -306,6 +307,6 @@ fn ended_just_now(call: &Call, r: &mut ResetRecord) {
     if let Some(group) = Group::of(closing.slot) {
         group.add(group::closed(CloseCause::ResetReceived), u64::MAX);
         group.add(group::closed(CloseCause::ResetSent), 1);
-        group.add(group::received(closing.old_state), u64::MAX);
+        group.add_at(group::received(closing.old_state), u64::MAX);
     }
 }

@@ -3,7 +3,6 @@
 
 use aya_ebpf::programs::BtfTracePointContext;
 use tcpwatch_common::close::flag;
-use tcpwatch_common::conn::ConnKey;
 use tcpwatch_common::counters::{Loss, bucket, group};
 use tcpwatch_common::record::{Kind, ResetRecord};
 use tcpwatch_common::reset::{ResetCause, ResetOrigin, known};
@@ -28,13 +27,11 @@ pub fn handle(ctx: &BtfTracePointContext) {
     } else {
         (emit::slot_of(sock, direction_by_port(netns, sock.local_port())), 0, 0, 0)
     };
-    emit::count(slot, group::received(state), 1);
+    emit::count_at(slot, group::received(state), 1);
     if !emit::allowed(bucket::RECEIVED, Loss::ThrottledReceived) {
         return;
     }
     emit::record::<ResetRecord>(Loss::RingReceived, |place| {
-        let mut key = ConnKey::EMPTY;
-        sock.write_key(&mut key);
         // SAFETY: a reserved record.
         unsafe {
             place.write(ResetRecord {
@@ -45,7 +42,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
                 bytes_received: sock.payload_received(),
                 linger_jiffies: sock.linger_jiffies(),
                 stack: 0,
-                key,
+                key: sock.key(),
                 slot,
                 reason: u32::MAX,
                 seq: 0,

@@ -1,7 +1,6 @@
 //! tcp_retransmit_skb and tcp_retransmit_synack: segments sent again, by cause.
 
 use aya_ebpf::programs::BtfTracePointContext;
-use tcpwatch_common::conn::ConnKey;
 use tcpwatch_common::counters::{Loss, bucket, group, netns as netns_word};
 use tcpwatch_common::record::{Kind, RetransmitRecord};
 use tcpwatch_common::retransmit::{RetransmitCause, RetransmitFacts, cause};
@@ -75,7 +74,7 @@ fn without_state(sock: TcpSock, skb: *const u8, netns: u32, err: i32) {
     let slot = emit::slot_of(sock, direction_by_port(netns, sock.local_port()));
     if err == 0 {
         let segments = u64::from(segments_of(skb));
-        emit::count(slot, group::retransmits(cause(&facts(sock, skb))), segments);
+        emit::count_at(slot, group::retransmits(cause(&facts(sock, skb))), segments);
         emit::count_netns(netns, netns_word::RETRANSMITS, segments);
     }
 }
@@ -102,14 +101,12 @@ fn detail(sock: TcpSock, skb: *const u8, why: RetransmitCause, segments: u32, er
     emit::record::<RetransmitRecord>(Loss::RingRetransmit, |place| {
         let seq = control_block!(skb, cb_seq, u32);
         let bytes = control_block!(skb, cb_end_seq, u32).wrapping_sub(seq);
-        let mut key = ConnKey::EMPTY;
-        sock.write_key(&mut key);
         // SAFETY: a reserved record.
         unsafe {
             place.write(RetransmitRecord {
                 header: emit::header::<RetransmitRecord>(Kind::Retransmit),
                 cookie: sock.cookie(),
-                key,
+                key: sock.key(),
                 seq,
                 bytes,
                 segments,
@@ -144,14 +141,12 @@ pub fn handle_synack(ctx: &BtfTracePointContext) {
         return;
     }
     emit::record::<RetransmitRecord>(Loss::RingSynAck, |place| {
-        let mut key = ConnKey::EMPTY;
-        sock.write_key(&mut key);
         // SAFETY: a reserved record.
         unsafe {
             place.write(RetransmitRecord {
                 header: emit::header::<RetransmitRecord>(Kind::Retransmit),
                 cookie: sock.cookie(),
-                key,
+                key: sock.key(),
                 seq: 0,
                 bytes: 0,
                 segments: 1,

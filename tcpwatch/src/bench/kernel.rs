@@ -157,6 +157,7 @@ fn programs(tick_mode: bool) -> load::Options {
         detail_per_second: 1000,
         reset_stacks: tcpwatch_common::stack::STACKS,
         tick_mode,
+        reset_hook: crate::config::ResetHook::Auto,
         netns: Vec::new(),
         kernel_log: false,
         strict: false,

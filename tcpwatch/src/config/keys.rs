@@ -34,6 +34,24 @@ impl Named for Sampling {
     const ALL: &'static [(Self, &'static str)] = &[(Self::EveryAck, "every-ack"), (Self::Tick, "tick")];
 }
 
+/// How resets that are sent are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ResetHook {
+    /// The best way that works.
+    Auto,
+    /// The tracepoint tcp_send_reset.
+    Tracepoint,
+    /// Entry of the three functions, through a trampoline.
+    Fentry,
+    /// The same through a breakpoint.
+    Kprobe,
+}
+
+impl Named for ResetHook {
+    const ALL: &'static [(Self, &'static str)] =
+        &[(Self::Auto, "auto"), (Self::Tracepoint, "tracepoint"), (Self::Fentry, "fentry"), (Self::Kprobe, "kprobe")];
+}
+
 impl Named for log::LevelFilter {
     const ALL: &'static [(Self, &'static str)] = &[
         (Self::Error, "error"),
@@ -129,6 +147,9 @@ settings! {
     sampling: OneOf<Sampling> = Sampling::EveryAck;
     /// Retransmissions and resets that are reported one by one, a second and CPU. Beyond, they are only counted.
     detail_per_second: Integer<0, 1_000_000> = 1000;
+    /// Where resets that are sent are seen: "auto" takes the tracepoint where it tells of all of them (kernel 6.10 and
+    /// later), else the first of "fentry", "kprobe" and "tracepoint" that works. To keep one out of the kernel, name another.
+    reset_hook: OneOf<ResetHook> = ResetHook::Auto;
     /// Kernel stacks of resets that are told apart, by their return addresses. Resets with others are counted without.
     reset_stacks: Integer<1, MOST_STACKS> = MOST_STACKS;
     /// Resets a second, of one service and cause, below which there is no storm.

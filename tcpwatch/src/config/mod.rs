@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-pub(crate) use keys::{Config, SETTINGS, Sampling, example, page};
+pub(crate) use keys::{Config, ResetHook, SETTINGS, Sampling, example, page};
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) use resolve::of_text;
 pub(crate) use resolve::{Choice, Flag, Layers, Resolved, resolve};

@@ -63,6 +63,7 @@ pub(crate) fn options(config: &Config) -> Result<load::Options, DaemonError> {
         detail_per_second: config.detail_per_second,
         reset_stacks: config.reset_stacks,
         tick_mode: config.sampling == Sampling::Tick,
+        reset_hook: config.reset_hook,
         netns,
         kernel_log: config.kernel_log,
         strict: config.strict,

@@ -106,7 +106,7 @@ fn what_is_attached_follows_from_what_is_there() {
     ];
     for (kernel, missing, way) in expected {
         let facts = facts(kernel).unwrap_or_else(|error| panic!("{error}"));
-        let ways = reset_ways(&facts);
+        let ways = reset_ways(&facts, crate::config::ResetHook::Auto);
         let probes = CORE.iter().chain(ways.iter().flat_map(|way| way.probes));
         let not_there: Vec<_> =
             probes.filter(|probe| probe.hook.missing_in(&facts).is_some()).map(|probe| probe.program).collect();

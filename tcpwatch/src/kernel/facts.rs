@@ -13,7 +13,7 @@ use super::symbols::Symbols;
 use crate::sys;
 
 /// Below this the socket storage that everything rests on does not work in tracing programs. Wording only.
-const OLDEST: &str = "5.15";
+pub(super) const OLDEST: &str = "5.15";
 
 /// Why this kernel cannot be watched. Every text names what is missing and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,8 @@ pub(crate) struct KernelFacts {
     pub(crate) reasons: Vec<String>,
     /// What each reason means to us.
     pub(crate) reason_hints: [u8; REASONS],
+    /// Whether the kernel's function tracer may be used: kprobes at the entry of functions rest on it.
+    pub(crate) ftrace_enabled: bool,
     /// Types and functions.
     pub(crate) btf: Btf,
     /// Addresses of functions.
@@ -100,6 +102,9 @@ impl KernelFacts {
             layout,
             reasons,
             reason_hints,
+            // Where there is no such sysctl there is no such tracer, and a kprobe is a breakpoint.
+            ftrace_enabled: fs::read_to_string(root.join("proc/sys/kernel/ftrace_enabled"))
+                .map_or(true, |value| value.trim() != "0"),
             btf,
             symbols: Symbols::gather(root),
         })

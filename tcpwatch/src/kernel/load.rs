@@ -7,10 +7,11 @@ use aya::{Btf as AyaBtf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use tcpwatch_common::layout::Layout;
 use tcpwatch_common::stack;
 
-use super::facts::KernelFacts;
+use super::facts::{KernelFacts, OLDEST};
 use super::maps::{Maps, MapsError};
 use super::probes::{self, CORE, Hook, Probe, ResetWay};
 use crate::aggregate::snapshot::{ProbeState, ProbeStatus};
+use crate::config::ResetHook;
 use crate::objects;
 
 /// What the configuration decides about the programs.
@@ -24,6 +25,8 @@ pub(crate) struct Options {
     pub(crate) reset_stacks: u32,
     /// Look at a socket at most once a jiffy.
     pub(crate) tick_mode: bool,
+    /// Where resets that are sent are seen.
+    pub(crate) reset_hook: ResetHook,
     /// Inode numbers of the namespaces to keep to; empty for all.
     pub(crate) netns: Vec<u32>,
     /// Logs of the kernel programs.
@@ -104,7 +107,7 @@ pub(crate) fn load(facts: &KernelFacts, options: &Options) -> Result<Loaded, Loa
         return Err(LoadError::NoObjects(why));
     }
     let btf = AyaBtf::from_sys_fs()?;
-    let ways = probes::reset_ways(facts);
+    let ways = probes::reset_ways(facts, options.reset_hook);
     let mut refused: Vec<ProbeStatus> = Vec::new();
     for (i, way) in ways.iter().enumerate() {
         let mut ebpf = load_object(facts, options, &btf, way)?;
@@ -301,6 +304,9 @@ fn attach(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, probe: &Probe) -> 
 fn sentence(probe: &Probe, error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         log::debug!("verifier log of {}: {verifier_log}", probe.program);
+        if let Some(helper) = unknown_helper(&verifier_log.to_string()) {
+            return format!("this kernel's tracing programs have no {helper}: {OLDEST} or newer is needed");
+        }
         return format!(
             "the kernel refused the program ({io_error}); `log_level = \"debug\"` shows the verifier's log"
         );
@@ -314,6 +320,11 @@ fn sentence(probe: &Probe, error: &ProgramError) -> String {
     text
 }
 
+/// The function that the verifier says such programs do not have: `unknown func bpf_sk_storage_get#107`.
+fn unknown_helper(log: &str) -> Option<&str> {
+    log.split_once("unknown func ")?.1.split(['#', '\n']).next()
+}
+
 /// The underlying EPERM of a refused object, if it was that.
 fn permission(error: &EbpfError) -> Option<io::Error> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
@@ -324,4 +335,16 @@ fn permission(error: &EbpfError) -> Option<io::Error> {
         source = inner.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_that_the_kernel_lacks_is_named() {
+        let log = "47: (85) call bpf_sk_storage_get#107\nunknown func bpf_sk_storage_get#107\nprocessed 45 insns\n";
+        assert_eq!(unknown_helper(log), Some("bpf_sk_storage_get"));
+        assert_eq!(unknown_helper("R1 type=scalar expected=fp"), None);
+    }
 }

@@ -2,6 +2,7 @@
 //! The loader walks it; nothing else decides what is attached.
 
 use super::facts::KernelFacts;
+use crate::config::ResetHook;
 
 /// What a program hangs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +37,14 @@ impl Hook {
             Self::BtfTracepoint(name) | Self::RawTracepoint(name) => {
                 facts.btf.tracepoint_args(name).is_none().then(|| format!("this kernel has no tracepoint {name}"))
             }
-            Self::Fentry(name) | Self::Kprobe(name) => {
-                (!facts.btf.has_function(name)).then(|| format!("this kernel has no function {name}"))
+            Self::Fentry(name) | Self::Kprobe(name) if !facts.btf.has_function(name) => {
+                Some(format!("this kernel has no function {name}"))
             }
+            // The kernel would take it, and never call it.
+            Self::Kprobe(_) if !facts.ftrace_enabled => Some(
+                "the sysctl kernel.ftrace_enabled is 0: a kprobe at the entry of a function would never fire".into(),
+            ),
+            Self::Fentry(_) | Self::Kprobe(_) => None,
             Self::Iterator(name) => (!facts.btf.has_function(&format!("bpf_iter_{name}")))
                 .then(|| format!("this kernel has no iterator over {name}")),
         }
@@ -208,8 +214,13 @@ pub(crate) fn tracepoint_is_complete(facts: &KernelFacts) -> bool {
 }
 
 /// The ways to try, best first. The last resort is the tracepoint even where it is incomplete.
-pub(crate) fn reset_ways(facts: &KernelFacts) -> &'static [ResetWay] {
-    if tracepoint_is_complete(facts) { &[BY_TRACEPOINT] } else { &[BY_FENTRY, BY_KPROBE, BY_TRACEPOINT] }
+pub(crate) fn reset_ways(facts: &KernelFacts, wanted: ResetHook) -> &'static [ResetWay] {
+    match wanted {
+        ResetHook::Auto if !tracepoint_is_complete(facts) => &[BY_FENTRY, BY_KPROBE, BY_TRACEPOINT],
+        ResetHook::Auto | ResetHook::Tracepoint => &[BY_TRACEPOINT],
+        ResetHook::Fentry => &[BY_FENTRY],
+        ResetHook::Kprobe => &[BY_KPROBE],
+    }
 }
 
 #[cfg(test)]
