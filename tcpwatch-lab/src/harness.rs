@@ -25,6 +25,8 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use crate::netns::Netns;
 use crate::relay::CLONE_DEVICE;
 
+/// The variable with the tests to run, as beginnings of their names with commas between: the rest is not part of the run.
+pub const TESTS: &str = "TCPWATCH_TESTS";
 /// The variable that turns skipped tests into failures.
 pub const FORBID_SKIPS: &str = "TCPWATCH_FORBID_SKIPS";
 
@@ -68,7 +70,10 @@ pub fn trial_unless<S: ToString>(
 
 /// Runs tests one after the other (they share two CPUs' worth of time and the machine's counters), with the
 /// arguments of `cargo test`; `--test-threads` overrides that.
-pub fn run(trials: Vec<Trial>) -> ExitCode {
+pub fn run(mut trials: Vec<Trial>) -> ExitCode {
+    if let Ok(names) = env::var(TESTS) {
+        trials.retain(|trial| names.split(',').any(|name| trial.name().starts_with(name)));
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(1));
     libtest_mimic::run(&arguments, trials).exit_code()

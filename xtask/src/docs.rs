@@ -4,7 +4,10 @@ use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{cargo, root, say, stdout_of, succeed, target_dir};
+use crate::{
+    process::{cargo, root, say, stdout_of, succeed, target_dir},
+    vm,
+};
 
 /// What to give `tcpwatch docs`, and the page it prints.
 const PAGES: [(&str, &str); 4] = [
@@ -30,8 +33,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 pub(crate) fn pages(check: bool) -> Result<()> {
     succeed(cargo()?.args(["build", "--package", "tcpwatch"]))?;
     let binary = target_dir()?.join("debug/tcpwatch");
+    let mut texts = vec![(vm::page()?, "docs/KERNELS.md")];
     for (topic, path) in PAGES {
-        let text = stdout_of(Command::new(&binary).args(["docs", topic]))?;
+        texts.push((stdout_of(Command::new(&binary).args(["docs", topic]))?, path));
+    }
+    for (text, path) in texts {
         let file = root()?.join(path);
         let old = fs::read_to_string(&file).unwrap_or_default();
         match difference(&old, &text) {

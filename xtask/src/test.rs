@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     dist, dist_test, docs, fuzz, lint,
     process::{as_root, cargo, cargo_runs_as_root, root, say, show, succeed, target_dir},
-    prometheus, setup,
+    prometheus, setup, vm,
 };
 
 /// Lint, check the docs, run the unit tests and the suites on the real kernel
@@ -24,7 +24,13 @@ pub(crate) struct Args {
     /// Let kernel tests pass over what this machine or kernel cannot do, instead of failing
     #[arg(long)]
     allow_skips: bool,
-    /// Arguments of the test programs, a filter say
+    /// With vm: only these series, such as 6.12, 6.18+ or 7.x
+    #[arg(long, value_name = "SERIES")]
+    kernel: Vec<vm::Series>,
+    /// With vm: make the results those that docs/KERNELS.md is made from
+    #[arg(long)]
+    record: bool,
+    /// Arguments of the test programs, a filter say; with vm, beginnings of the names of tests
     #[arg(last = true, value_name = "ARGS")]
     filter: Vec<String>,
 }
@@ -40,6 +46,8 @@ enum What {
     Kernel,
     /// Everything, and the kernel suites with their long cases
     Full,
+    /// Only the suite on other kernels, in emulated machines
+    Vm,
 }
 
 /// What the "test result:" lines of test programs add up to.
@@ -79,6 +87,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 impl Run {
     fn all(&mut self, args: &Args) {
+        if args.what == Some(What::Vm) {
+            if self.step("setup", || setup::ensure_all(false).map(|()| Count::default())) {
+                self.guests(args);
+            }
+            return;
+        }
         let unit = args.what != Some(What::Kernel);
         let kernel = args.what != Some(What::Unit);
         let checks = unit && kernel;
@@ -101,12 +115,30 @@ impl Run {
                 self.step("tcpwatch on the kernel", || kernel_tests(&["tcpwatch", "--test", "kernel"], args));
             }
         }
+        if checks {
+            self.guests(args);
+        }
         if args.what == Some(What::Full) {
             self.packages();
             self.step("fuzz targets", || Ok(Count { passed: fuzz::all()?, ..Count::default() }));
         } else if checks {
             self.step("the package", || package().map(|()| Count { passed: 1, ..Count::default() }));
         }
+    }
+
+    /// The suite on other kernels: three of them in the ordinary run, the whole matrix otherwise.
+    fn guests(&mut self, args: &Args) {
+        let alone = args.what == Some(What::Vm);
+        let wanted = vm::Wanted {
+            kernels: args.kernel.clone(),
+            full: args.what.is_some(),
+            tests: if alone { args.filter.clone() } else { Vec::new() },
+            record: args.record,
+        };
+        self.step("other kernels", || {
+            let [passed, failed, skipped] = vm::run(&wanted)?;
+            Ok(Count { passed, failed, skipped })
+        });
     }
 
     /// The packages: the same bytes twice, and all that may happen to them.

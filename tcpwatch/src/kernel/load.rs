@@ -304,8 +304,12 @@ fn attach(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, probe: &Probe) -> 
 fn sentence(probe: &Probe, error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         log::debug!("verifier log of {}: {verifier_log}", probe.program);
-        if let Some(helper) = unknown_helper(&verifier_log.to_string()) {
-            return format!("this kernel's tracing programs have no {helper}: {OLDEST} or newer is needed");
+        match unknown_helper(&verifier_log.to_string()) {
+            Some("bpf_probe_read_kernel") => return LOCKED_DOWN.to_owned(),
+            Some(helper) => {
+                return format!("this kernel's tracing programs have no {helper}: {OLDEST} or newer is needed");
+            }
+            None => {}
         }
         return format!(
             "the kernel refused the program ({io_error}); `log_level = \"debug\"` shows the verifier's log"
@@ -319,6 +323,10 @@ fn sentence(probe: &Probe, error: &ProgramError) -> String {
     }
     text
 }
+
+/// Every kernel in question has this helper, and takes it away in one case (security/lockdown, LOCKDOWN_BPF_READ_KERNEL).
+const LOCKED_DOWN: &str = "the kernel is locked down for confidentiality and lets no program read its memory: boot it with \
+                           lockdown=integrity, or without";
 
 /// The function that the verifier says such programs do not have: `unknown func bpf_sk_storage_get#107`.
 fn unknown_helper(log: &str) -> Option<&str> {

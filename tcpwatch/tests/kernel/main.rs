@@ -10,6 +10,7 @@ mod daemon;
 mod dashboard;
 mod experiments;
 mod explain;
+mod fallbacks;
 mod fire;
 mod hardship;
 mod limits;
@@ -68,6 +69,8 @@ fn main() -> ExitCode {
     trials.extend(clock::trials());
     trials.extend(trace::trials());
     trials.extend(top::trials());
+    // Last: what it locks stays locked.
+    trials.extend(fallbacks::trials());
     harness::run(trials)
 }
 
@@ -86,6 +89,21 @@ fn obstacle() -> Option<String> {
             })
         })
         .clone()
+}
+
+/// Whether resets have the kernel's reason: its tracepoint has the argument (6.10 and later), and is what is attached.
+fn gives_reasons() -> bool {
+    static GIVES: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *GIVES.get_or_init(|| {
+        let doctor = std::process::Command::new(daemon::PROGRAM).args(["doctor", "--json"]).output();
+        let found = doctor.ok().and_then(|done| serde_json::from_slice::<serde_json::Value>(&done.stdout).ok());
+        found.is_some_and(|found| {
+            let by_tracepoint = found["probes"].as_array().is_some_and(|probes| {
+                probes.iter().any(|probe| probe["probe"] == "tcp_send_reset" && probe["state"] == "attached")
+            });
+            by_tracepoint && found["reset_reasons"].as_u64().is_some_and(|reasons| reasons > 0)
+        })
+    })
 }
 
 /// Whether this is the long run, `cargo xtask test full`.

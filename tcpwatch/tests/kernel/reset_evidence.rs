@@ -19,7 +19,7 @@ use tcpwatch_lab::{End, Family, Pair, Path, Traffic, sockets, sockopt};
 
 use crate::actor::Actor;
 use crate::daemon::{Daemon, Metrics, PROGRAM, equal};
-use crate::trial;
+use crate::{gives_reasons, trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -200,7 +200,7 @@ fn evidence() -> Result<()> {
         &reset,
         &[
             ("cause", "unread_data".into()),
-            ("reason", "tcp_abort_on_close".into()),
+            ("reason", if gives_reasons() { "tcp_abort_on_close".into() } else { "none".into() }),
             ("origin", "active".into()),
             ("state", "ESTABLISHED".into()),
             ("states", Value::from(vec!["ESTABLISHED", "SYN_SENT"])),
