@@ -39,7 +39,7 @@ pub const fn log2(mut v: u32) -> u32 {
 /// The same without a branch, of which the verifier would follow both ways each time: for programs that are cold and long.
 #[inline(always)]
 pub const fn log2_straight(v: u32) -> u32 {
-    31 - (v | 1).leading_zeros()
+    (v | 1).ilog2()
 }
 
 /// The fine bucket of an RTT in µs.

@@ -304,11 +304,9 @@ fn attach(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, probe: &Probe) -> 
 fn sentence(probe: &Probe, error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         log::debug!("verifier log of {}: {verifier_log}", probe.program);
-        match unknown_helper(&verifier_log.to_string()) {
+        match lacking(&verifier_log.to_string()) {
             Some("bpf_probe_read_kernel") => return LOCKED_DOWN.to_owned(),
-            Some(helper) => {
-                return format!("this kernel's tracing programs have no {helper}: {OLDEST} or newer is needed");
-            }
+            Some(what) => return format!("this kernel's tracing programs have no {what}: {OLDEST} or newer is needed"),
             None => {}
         }
         return format!(
@@ -328,8 +326,12 @@ fn sentence(probe: &Probe, error: &ProgramError) -> String {
 const LOCKED_DOWN: &str = "the kernel is locked down for confidentiality and lets no program read its memory: boot it with \
                            lockdown=integrity, or without";
 
-/// The function that the verifier says such programs do not have: `unknown func bpf_sk_storage_get#107`.
-fn unknown_helper(log: &str) -> Option<&str> {
+/// What the verifier says such programs do not have: `unknown func bpf_sk_storage_get#107`. The instructions that return
+/// what was there before came with 5.12; the verifiers before know one only and take them for a wrong form of it.
+fn lacking(log: &str) -> Option<&str> {
+    if log.contains("BPF_XADD uses reserved fields") {
+        return Some("atomic exchange");
+    }
     log.split_once("unknown func ")?.1.split(['#', '\n']).next()
 }
 
@@ -350,9 +352,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_helper_that_the_kernel_lacks_is_named() {
+    fn what_the_kernel_lacks_is_named() {
         let log = "47: (85) call bpf_sk_storage_get#107\nunknown func bpf_sk_storage_get#107\nprocessed 45 insns\n";
-        assert_eq!(unknown_helper(log), Some("bpf_sk_storage_get"));
-        assert_eq!(unknown_helper("R1 type=scalar expected=fp"), None);
+        assert_eq!(lacking(log), Some("bpf_sk_storage_get"));
+        assert_eq!(lacking("12: (db) r1 = xchg\nBPF_XADD uses reserved fields\n"), Some("atomic exchange"));
+        assert_eq!(lacking("R1 type=scalar expected=fp"), None);
     }
 }
