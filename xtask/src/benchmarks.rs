@@ -36,8 +36,8 @@ const ABOUT: [(&str, &str, &str); 7] = [
         "user",
         "User space",
         "In one process, without the kernel programs: records as they lie in the ring go through the decoder, the \
-         aggregator and past the listeners. The yardstick runs over the same bytes in the same round. Allocations are \
-         counted by the benchmark's allocator.\n\n\
+         aggregator and past the listeners. The yardstick runs over the same bytes in the same round. Times are CPU \
+         time of the thread; allocations are counted by the benchmark's allocator.\n\n\
          *Limits.* The records are of the same few services and of owners that are known.",
     ),
     (
