@@ -5,7 +5,7 @@
 
 mod aggregate;
 mod api;
-#[cfg(feature = "bench")]
+#[cfg(any(test, feature = "bench"))]
 pub mod bench;
 mod bundle;
 mod cgroup;

@@ -1,10 +1,11 @@
-//! `cargo xtask docs`: the pages that tcpwatch writes about itself.
+//! `cargo xtask docs`: the pages that tcpwatch writes about itself, and those that are made of what was measured.
 
 use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    bench, benchmarks,
     process::{cargo, root, say, stdout_of, succeed, target_dir},
     vm,
 };
@@ -17,7 +18,10 @@ const PAGES: [(&str, &str); 4] = [
     ("resets", "docs/RESETS.md"),
 ];
 
-/// Write the generated pages of docs/
+/// It has one part that is made of what was measured.
+const README: &str = "README.md";
+
+/// Write the generated pages of docs/, and BENCHMARKS.md
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Write nothing, fail if a page is not what would be written
@@ -33,20 +37,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 pub(crate) fn pages(check: bool) -> Result<()> {
     succeed(cargo()?.args(["build", "--package", "tcpwatch"]))?;
     let binary = target_dir()?.join("debug/tcpwatch");
-    let mut texts = vec![(vm::page()?, "docs/KERNELS.md")];
+    page("docs/KERNELS.md", &vm::page()?, check)?;
     for (topic, path) in PAGES {
-        texts.push((stdout_of(Command::new(&binary).args(["docs", topic]))?, path));
+        page(path, &stdout_of(Command::new(&binary).args(["docs", topic]))?, check)?;
     }
-    for (text, path) in texts {
-        let file = root()?.join(path);
-        let old = fs::read_to_string(&file).unwrap_or_default();
-        match difference(&old, &text) {
-            None => say!("{path} is up to date"),
-            Some(difference) if check => bail!("{path} is out of date, {difference}; `cargo xtask docs` writes it"),
-            Some(_) => {
-                fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-                say!("{path} written");
-            }
+    let results = root()?.join(bench::RESULTS);
+    page("BENCHMARKS.md", &benchmarks::page(&results)?, check)?;
+    let readme = fs::read_to_string(root()?.join(README)).with_context(|| format!("cannot read {README}"))?;
+    page(README, &benchmarks::into_readme(&readme, &results)?, check)
+}
+
+fn page(path: &str, text: &str, check: bool) -> Result<()> {
+    let file = root()?.join(path);
+    let old = fs::read_to_string(&file).unwrap_or_default();
+    match difference(&old, text) {
+        None => say!("{path} is up to date"),
+        Some(difference) if check => bail!("{path} is out of date, {difference}; `cargo xtask docs` writes it"),
+        Some(_) => {
+            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+            say!("{path} written");
         }
     }
     Ok(())

@@ -22,7 +22,7 @@ pub(crate) fn run() -> Result<()> {
     succeed(cargo()?.args(["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     // `--all-targets` leaves out a test target that `cargo test` shall not run by itself.
     let kernel = ["clippy", "--locked", "--package", "tcpwatch", "--test", "kernel", "--features", "bench"];
-    succeed(cargo()?.args(kernel).args(["--example", "bench_kernel", "--", "--deny", "warnings"]))?;
+    succeed(cargo()?.args(kernel).args(["--example", "bench", "--", "--deny", "warnings"]))?;
     say!("files: no source over {MOST_LINES} lines, no path of one machine");
     files(&root()?)
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask`: the chores of this project, one module each.
 
 mod bench;
+mod benchmarks;
 mod build;
 mod dist;
 mod dist_test;

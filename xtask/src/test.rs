@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    dist, dist_test, docs, fuzz, lint,
+    bench, dist, dist_test, docs, fuzz, lint,
     process::{as_root, cargo, cargo_runs_as_root, root, say, show, succeed, target_dir},
     prometheus, setup, vm,
 };
@@ -113,6 +113,9 @@ impl Run {
             self.step("lab on the kernel", || kernel_tests(&["tcpwatch-lab"], args));
             if KERNEL_SUITE.iter().any(|path| root().is_ok_and(|root| root.join(path).is_file())) {
                 self.step("tcpwatch on the kernel", || kernel_tests(&["tcpwatch", "--test", "kernel"], args));
+            }
+            if checks && args.filter.is_empty() {
+                self.step("benchmarks (smoke)", || Ok(Count { passed: bench::smoke()?, ..Count::default() }));
             }
         }
         if checks {

@@ -1,12 +1,12 @@
-//! Yardsticks for `cargo xtask bench kernel`: what a program on tcp_probe costs that does nothing, and what it costs
+//! Yardsticks for `cargo xtask bench kernel`: what a program costs that does nothing, and what it costs on tcp_probe
 //! to answer the same question in the usual ways. Never part of the daemon.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(unreachable_pub, missing_docs, reason = "entry points are found by section, not by path")]
 #![allow(clippy::needless_pass_by_value, reason = "the macros hand the context over")]
 
-use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::macros::{btf_tracepoint, map, raw_tracepoint};
 use aya_ebpf::maps::{LruHashMap, RingBuf};
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use tcpwatch_common::hist::{rtt_bucket, sketch_bucket};
 use tcpwatch_ebpf::emit::now_ns;
 use tcpwatch_ebpf::sock::TcpSock;
@@ -44,6 +44,11 @@ const NO_WAKEUP: u64 = 1;
 
 #[btf_tracepoint(function = "tcp_probe")]
 pub fn bench_empty(_ctx: BtfTracePointContext) -> i32 {
+    0
+}
+
+#[raw_tracepoint(tracepoint = "tcp_send_reset")]
+pub fn bench_empty_raw(_ctx: RawTracePointContext) -> i32 {
     0
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
 use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, Record};
 use tcpwatch_common::state::TcpState;
 
+use super::report::{Cell, Report, Table};
 use super::sample::Median;
 use crate::api::Listing;
 use crate::explain::{Explained, Picture, Sight, command};
@@ -20,13 +20,11 @@ pub struct Options {
     pub connections: u64,
     /// How often.
     pub rounds: usize,
-    /// One JSON object instead of text.
-    pub json: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { connections: 50_000, rounds: 15, json: false }
+        Self { connections: 50_000, rounds: 15 }
     }
 }
 
@@ -35,11 +33,11 @@ const NOW_NS: u64 = 601_000_000_000;
 /// Jiffies in a second.
 const HZ: u32 = 250;
 
-/// Measures and prints.
+/// Measures.
 ///
 /// # Errors
-/// When an answer is not what it should be, or cannot be printed.
-pub fn run(options: &Options) -> Result<()> {
+/// When an answer is not what it should be.
+pub fn run(options: &Options) -> Result<Report> {
     let records = (0..options.connections).map(connection).collect::<Result<Vec<_>>>()?;
     let listing = Listing { ktime_ns: NOW_NS, records, ..Listing::default() };
     let now = Picture { listing, ..Picture::default() };
@@ -83,20 +81,20 @@ pub fn run(options: &Options) -> Result<()> {
             all.push(took);
         }
     }
-    let mut object = serde_json::Map::new();
-    object.insert("connections".to_owned(), json!(options.connections));
-    for (name, values) in &steps {
-        Median::put(Median::of(values), &format!("{name}_ms"), &mut object);
+    let mut report = Report::new("explain");
+    report.set("connections", options.connections);
+    report.set("rounds", options.rounds);
+    let title = format!("`tcpwatch explain` over {} connections", options.connections);
+    let mut table = Table::new(&title, &["ms, median [95 %]"]);
+    let words =
+        ["those in trouble", "every connection", "every connection, over a window", "the command: JSON to text"];
+    for ((name, values), words) in steps.iter().zip(words) {
+        let median = Median::of(values);
+        report.median(&format!("{name}_ms"), median);
+        table.row(words, vec![Cell::median(median)]);
     }
-    if options.json {
-        println!("{}", serde_json::Value::Object(object));
-    } else {
-        println!("explain over {} connections, medians of {} rounds:", options.connections, options.rounds);
-        for (name, values) in &steps {
-            println!("  {name:30} {:8.1} ms", Median::of(values).map_or(0.0, |median| median.value));
-        }
-    }
-    Ok(())
+    report.table(table);
+    Ok(report)
 }
 
 /// Connections of many kinds, so that all rules have something to look at.

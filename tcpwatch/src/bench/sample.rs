@@ -4,18 +4,18 @@ use serde_json::json;
 
 /// A median with its 95 % interval by order statistics, which presumes nothing of the distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Median {
+pub struct Median {
     /// The median.
-    pub(crate) value: f64,
+    pub value: f64,
     /// Lower end of the interval.
-    pub(crate) low: f64,
+    pub low: f64,
     /// Upper end of the interval.
-    pub(crate) high: f64,
+    pub high: f64,
 }
 
 impl Median {
     /// Of `values`; `None` when there are none.
-    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+    pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let n = sorted.len();
@@ -26,6 +26,12 @@ impl Median {
         let value =
             if n % 2 == 1 { *sorted.get(n / 2)? } else { f64::midpoint(*sorted.get(n / 2 - 1)?, *sorted.get(n / 2)?) };
         Some(Self { value, low: *sorted.get(low)?, high: *sorted.get(high)? })
+    }
+
+    /// So often in a second, of a time in ns; `None` where the time may be none.
+    pub fn per_second(self) -> Option<Self> {
+        let rate = |ns: f64| 1e9 / ns;
+        (self.low > 0.0).then(|| Self { value: rate(self.value), low: rate(self.high), high: rate(self.low) })
     }
 
     /// As JSON: the value, and its interval under `<name>_ci95`.
@@ -43,6 +49,9 @@ mod tests {
     #[test]
     fn the_interval_holds_the_median_and_narrows() {
         assert_eq!(Median::of(&[]), None);
+        let time = Median { value: 100.0, low: 50.0, high: 200.0 };
+        assert_eq!(time.per_second(), Some(Median { value: 1e7, low: 5e6, high: 2e7 }));
+        assert_eq!(Median { low: -1.0, ..time }.per_second(), None);
         assert_eq!(Median::of(&[3.0]), Some(Median { value: 3.0, low: 3.0, high: 3.0 }));
         let few: Vec<_> = (0..9).map(f64::from).collect();
         assert_eq!(Median::of(&few), Some(Median { value: 4.0, low: 1.0, high: 8.0 }));
