@@ -101,7 +101,7 @@ fn gives_reasons() -> bool {
             let by_tracepoint = found["probes"].as_array().is_some_and(|probes| {
                 probes.iter().any(|probe| probe["probe"] == "tcp_send_reset" && probe["state"] == "attached")
             });
-            by_tracepoint && found["reset_reasons"].as_u64().is_some_and(|reasons| reasons > 0)
+            by_tracepoint && found["reset_reasons"].as_u64().is_some_and(|reasons| reasons > 1)
         })
     })
 }

@@ -25,7 +25,7 @@ const CLOSED: &str = "tcpwatch_connections_closed_total";
 
 /// The label with the kernel's reason, where it gives any.
 fn told(reason: &str) -> String {
-    let given = if gives_reasons() { reason } else { "not_specified" };
+    let given = if gives_reasons() { reason } else { "none" };
     format!("reason=\"{given}\"")
 }
 

@@ -95,8 +95,9 @@ fn text(all: &[Recorded]) -> String {
         let reset = if one.probes.is_empty() { "–".to_owned() } else { reset_hooks(one) };
         let reasons = match (one.probes.is_empty(), one.reset_reasons) {
             (true, _) => "–".to_owned(),
-            (_, 0) => "no".to_owned(),
-            (_, n) => format!("{n} of them"),
+            // One of them is "none".
+            (_, 0 | 1) => "no".to_owned(),
+            (_, n) => format!("{} of them", n - 1),
         };
         let Recorded { series, release, passed, failed, skipped, .. } = one;
         let (failed, skipped) = (failed.len(), skipped.len());
@@ -134,8 +135,8 @@ fn text(all: &[Recorded]) -> String {
                 one.absent_fields.join(", ")
             );
         }
-        if one.reset_reasons == 0 {
-            page += "\nThe kernel gives no reason for a reset: `reason` is `not_specified`. The cause is tcpwatch's own, from the\n\
+        if one.reset_reasons <= 1 {
+            page += "\nThe kernel gives no reason for a reset: `reason` is `none`. The cause is tcpwatch's own, from the\n\
                      stack, the socket and the segment, and is there as elsewhere.\n";
         }
         for (name, why) in &one.skipped {
@@ -171,7 +172,7 @@ mod tests {
                 {"probe": "tcp_cong_state_set", "hook": "tp_btf", "state": "unsupported", "why": "no such tracepoint", "loses": "time in recovery"},
             ],
             "absent_fields": ["total_rto"],
-            "reset_reasons": 0,
+            "reset_reasons": 1,
         });
         let outcome = Outcome { series: "6.1".into(), release: "6.1.0-56".into(), doctor, ..Outcome::default() };
         let refused = Outcome { refusal: "tcpwatch: 5.15 or newer is needed".into(), ..Outcome::default() };
