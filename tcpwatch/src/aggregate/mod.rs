@@ -25,7 +25,9 @@ use self::owners::{Named, Owner, Owners, Wanted};
 use self::recent::RecentRtt;
 use self::resets::{ResetReport, Resets};
 use self::services::{Grant, Services};
-use self::snapshot::{Compared, Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
+use self::snapshot::{
+    Compared, Facts, Governed, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot,
+};
 use self::table::ConnTable;
 use crate::api::{self, Listing, Moment};
 use crate::explain::{Picture, Recent as RecentVerdicts, Short};
@@ -82,6 +84,7 @@ pub(crate) struct Aggregator {
     settings: BTreeMap<u32, Arc<Limits>>,
     sent_lately: SentLately,
     verdicts: RecentVerdicts,
+    governed: Option<Governed>,
 }
 
 /// Namespaces whose settings are kept; a recording may not have more either.
@@ -107,6 +110,7 @@ impl Aggregator {
             settings: BTreeMap::new(),
             sent_lately: SentLately::default(),
             verdicts: RecentVerdicts::new(now_ns),
+            governed: None,
         }
     }
 
@@ -331,6 +335,16 @@ impl Aggregator {
         self.resets.stacks.tell(stack);
     }
 
+    /// Takes what the governor holds back from now on.
+    pub(crate) fn governed(&mut self, governed: Governed) {
+        self.governed = Some(governed);
+    }
+
+    /// What it was told that the governor holds back.
+    pub(crate) fn is_governed(&self) -> Option<Governed> {
+        self.governed
+    }
+
     /// What is known of resets beyond their counters.
     pub(crate) fn resets(&self) -> ResetReport {
         self.resets.report(Arc::clone(self.owners.names()))
@@ -425,6 +439,7 @@ impl Aggregator {
                 map_bytes: reading.map_bytes,
                 table: self.table.stats(),
                 sample_interval_seconds: reading.sample_interval_seconds,
+                governed: self.governed,
             },
         }
     }
