@@ -1,6 +1,7 @@
 //! Pure aggregation: records and counter readings in, snapshots out. No clock, no kernel, no I/O.
 
 pub(crate) mod exemplars;
+pub(crate) mod kept;
 pub(crate) mod listeners;
 pub(crate) mod owners;
 pub(crate) mod recent;
@@ -153,7 +154,7 @@ impl Aggregator {
                 if let Some(owner) = &owner {
                     self.owners.note(owner, reset.header.ktime_ns);
                 }
-                let connection = self.table.get(reset.cookie).cloned();
+                let connection = self.table.get(reset.cookie).map(Arc::new);
                 let around = self.around(*kind, reset);
                 self.resets.take(*kind, reset, connection, owner, around);
                 self.reset(*kind, reset);
@@ -230,17 +231,18 @@ impl Aggregator {
         }
         let owner = Owner::of(&conn);
         self.owners.note(&owner, conn.header.ktime_ns);
-        self.exemplars.connection(&conn, self.table.get(conn.cookie).map(AsRef::as_ref));
         if kind == Kind::Close {
             self.resets.closed(&conn);
-            self.table.remove(conn.cookie);
+            let samples = self.table.remove(conn.cookie);
+            self.exemplars.connection(&conn, samples);
             if let Some(short) = self.short.get_mut(conn.slot as usize) {
                 short.take(&conn);
             }
             self.owners.closed(conn.cookie, owner);
             return None;
         }
-        self.table.update(&conn);
+        let samples = self.table.update(&conn);
+        self.exemplars.connection(&conn, samples);
         match Direction::from_u8(conn.direction) {
             Direction::Outbound => self.services.outbound(conn.key.remote_port, conn.header.ktime_ns),
             Direction::Inbound | Direction::Unknown => None,
@@ -252,7 +254,7 @@ impl Aggregator {
         if let Some(known) = self.table.get(conn.cookie)
             && known.pid != 0
         {
-            Owner::of(known).inherit(conn, OwnerKind::from_u8(known.owner_kind));
+            Owner::of(&known).inherit(conn, OwnerKind::from_u8(known.owner_kind));
         } else if conn.direction == Direction::Inbound as u8
             && let Some(listener) = self.listeners.at(&conn.key)
             && listener.pid != 0
@@ -273,7 +275,7 @@ impl Aggregator {
             let kind = if listener.cookie == cookie { listener.owner_kind } else { OwnerKind::Listener as u32 };
             Some(Owner { kind: OwnerKind::from_u8(kind as u8), ..Owner::of_listener(listener) })
         };
-        let open = self.table.get(cookie).map(|record| Owner::of(record));
+        let open = self.table.get(cookie).map(|record| Owner::of(&record));
         open.or_else(|| self.owners.of_closed(cookie)).or_else(listener)
     }
 
@@ -299,7 +301,7 @@ impl Aggregator {
     /// Forgets a connection whose end was not heard of: what it did is in the counters, and no more will come.
     pub(crate) fn gone(&mut self, cookie: u64) {
         if let Some(conn) = self.table.get(cookie) {
-            self.owners.closed(cookie, Owner::of(conn));
+            self.owners.closed(cookie, Owner::of(&conn));
             self.table.remove(cookie);
         }
     }
@@ -367,7 +369,7 @@ impl Aggregator {
 
     /// The newest record of a connection, if it is in the table.
     pub(crate) fn connection_of(&self, cookie: u64) -> Option<Arc<ConnRecord>> {
-        self.table.get(cookie).cloned()
+        self.table.get(cookie).map(Arc::new)
     }
 
     /// The connections of the table.
