@@ -221,10 +221,23 @@ pub mod setting {
     pub const ADOPT: u32 = 1;
     /// Number of the pass over the files of all processes, see [`crate::owner::on_file`].
     pub const FILES_PASS: u32 = 2;
-    /// Whether the reading iterator calls the roll: it tells the cookie of every connection, 8 bytes, and nothing else.
-    pub const ROLL_CALL: u32 = 3;
+    /// What the reading iterator does: one of [`super::pass`].
+    pub const PASS: u32 = 3;
+    /// Which RTT samples enter the histograms: [`crate::thinning::mask`].
+    pub const THINNING: u32 = 4;
     /// Words in all.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
+}
+
+/// What the reading iterator does with every connection.
+pub mod pass {
+    /// Reads those that have news.
+    pub const READ: u64 = 0;
+    /// Calls the roll: it tells the cookie of every connection, 8 bytes, and nothing else.
+    pub const ROLL_CALL: u64 = 1;
+    /// Spreads the next periodic records over one interval, and tells nothing: connections that waited for the end of an
+    /// interval that holds no longer follow the new one at once, and not all at the same moment.
+    pub const SPREAD: u64 = 2;
 }
 
 /// Programs that emit records under a limit of their own; the index into the map of token buckets.

@@ -20,6 +20,7 @@ pub mod retransmit;
 pub mod rtt;
 pub mod stack;
 pub mod state;
+pub mod thinning;
 mod wire;
 
 pub use wire::Wire;

@@ -1,6 +1,6 @@
 //! The only writer of counters and records. Whatever cannot be kept is counted by place.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use core::mem::MaybeUninit;
 use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::Conn;
@@ -16,6 +16,7 @@ use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, ListenerRecord};
 use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::rtt::sample;
 use tcpwatch_common::state::{Direction, TcpState, ca_state};
+use tcpwatch_common::thinning;
 
 use crate::add::{atomic_add, exchange, opaque};
 use crate::config::{DETAIL_PER_SECOND, HZ, frozen};
@@ -209,9 +210,37 @@ pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn) {
     conn.srtt = srtt;
     let Some(us) = sample(sock.rack_rtt_us(), old, srtt) else { return };
     let cwnd = sock.snd_cwnd();
+    // The histograms may be thinned; extremes, the last sample and all counters are not.
+    let Some(&mask) = SETTINGS.get(setting::THINNING) else { return };
+    let mask = mask as u32;
+    if OWNED && mask != 0 && !thinning::counts(jiffies(), mask) {
+        extremes(conn, us, cwnd);
+        return;
+    }
+    let n = if OWNED { 1 } else { thinning::weight(jiffies(), mask) };
     let bucket = if OWNED { rtt_bucket(us) } else { rtt_bucket_straight(us) };
-    conn.rtt_samples += 1;
-    conn.rtt_sum_us += u64::from(us);
+    conn.rtt_samples += n as u32;
+    conn.rtt_sum_us += u64::from(us) * n;
+    extremes(conn, us, cwnd);
+    let coarse = opaque(sketch_bucket(bucket) as usize);
+    if coarse < SKETCH_BUCKETS {
+        conn.sketch[coarse] += n as u32;
+    }
+    let entry = if OWNED { conn.slot } else { conn.slot + slot::COUNT as u32 };
+    let Some(words) = DISTS.get_ptr_mut(entry) else { return };
+    let words = words.cast::<u64>();
+    let cwnd_bucket = if OWNED { log2_bucket(cwnd) } else { log2_bucket_straight(cwnd) };
+    let (bucket, cwnd_bucket) = (opaque(bucket as usize), opaque(cwnd_bucket as usize));
+    if bucket < RTT_BUCKETS && cwnd_bucket < LOG2_BUCKETS {
+        bump::<OWNED>(words, dist::RTT + bucket, n);
+        bump::<OWNED>(words, dist::RTT_SUM, u64::from(us) * n);
+        bump::<OWNED>(words, dist::CWND + cwnd_bucket, n);
+        bump::<OWNED>(words, dist::CWND_SUM, u64::from(cwnd) * n);
+    }
+}
+
+#[inline(always)]
+fn extremes(conn: &mut Conn, us: u32, cwnd: u32) {
     conn.rtt_last_us = us;
     if us < conn.rtt_min_us {
         conn.rtt_min_us = us;
@@ -224,21 +253,6 @@ pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn) {
     }
     if cwnd > conn.cwnd_max {
         conn.cwnd_max = cwnd;
-    }
-    let coarse = opaque(sketch_bucket(bucket) as usize);
-    if coarse < SKETCH_BUCKETS {
-        conn.sketch[coarse] += 1;
-    }
-    let entry = if OWNED { conn.slot } else { conn.slot + slot::COUNT as u32 };
-    let Some(words) = DISTS.get_ptr_mut(entry) else { return };
-    let words = words.cast::<u64>();
-    let cwnd_bucket = if OWNED { log2_bucket(cwnd) } else { log2_bucket_straight(cwnd) };
-    let (bucket, cwnd_bucket) = (opaque(bucket as usize), opaque(cwnd_bucket as usize));
-    if bucket < RTT_BUCKETS && cwnd_bucket < LOG2_BUCKETS {
-        bump::<OWNED>(words, dist::RTT + bucket, 1);
-        bump::<OWNED>(words, dist::RTT_SUM, u64::from(us));
-        bump::<OWNED>(words, dist::CWND + cwnd_bucket, 1);
-        bump::<OWNED>(words, dist::CWND_SUM, u64::from(cwnd));
     }
 }
 
@@ -595,8 +609,21 @@ pub unsafe fn write_listener(r: *mut ListenerRecord, sock: TcpSock, up: bool, pe
 /// The jiffy from which the next periodic record may be made.
 #[inline(always)]
 pub fn next_sample(now: u64) -> u64 {
+    now + sample_jiffies()
+}
+
+/// Any jiffy of the interval that begins now.
+#[inline(always)]
+pub fn some_sample(now: u64) -> u64 {
+    // SAFETY: no arguments.
+    let random = u64::from(unsafe { bpf_get_prandom_u32() });
+    now + 1 + ((random * (sample_jiffies() & u64::from(u32::MAX))) >> 32)
+}
+
+#[inline(always)]
+fn sample_jiffies() -> u64 {
     match SETTINGS.get(setting::SAMPLE_JIFFIES) {
-        Some(&interval) => now + interval,
-        None => now + u64::from(frozen(&HZ)),
+        Some(&interval) => interval,
+        None => u64::from(frozen(&HZ)),
     }
 }

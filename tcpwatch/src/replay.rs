@@ -135,7 +135,7 @@ fn connections<R: io::Read>(mut playback: Playback<R>, out: &mut impl Write) -> 
     let selection = Selection { sort: Some(columns::find(Connection::DEFAULT)?), ..Selection::default() };
     let (page, _) = listing.page(moment.1, &selection);
     for record in page {
-        write(out, &api::line(&listing.connection(record, moment.1)))?;
+        write(out, &api::line(&listing.connection(&record.record(), moment.1)))?;
     }
     broken.map_or(Ok(()), |error| Err(error.into()))
 }

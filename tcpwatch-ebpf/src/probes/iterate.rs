@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{bpf_seq_write, bpf_sock_from_file};
 use core::ptr;
 use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::Conn;
-use tcpwatch_common::counters::{Loss, setting};
+use tcpwatch_common::counters::{Loss, pass, setting};
 use tcpwatch_common::layout::ABSENT;
 use tcpwatch_common::owner::{OwnerKind, Step, on_file};
 use tcpwatch_common::record::{ConnRecord, Kind, ListenerRecord};
@@ -197,11 +197,21 @@ pub unsafe fn storage(ctx: *const StorageContext) {
     if conn.begun == 0 || state == CLOSE || conn.flags & flag::CLOSED != 0 {
         return;
     }
-    if SETTINGS.get(setting::ROLL_CALL).is_some_and(|call| *call != 0) {
-        write_cookie(meta, sock.cookie());
-        return;
-    }
     let now = jiffies();
+    match SETTINGS.get(setting::PASS).copied().unwrap_or(pass::READ) {
+        pass::READ => {}
+        pass::ROLL_CALL => {
+            write_cookie(meta, sock.cookie());
+            return;
+        }
+        _ => {
+            // 0 says that the connection was not told yet.
+            if conn.next_emit != 0 {
+                conn.next_emit = emit::some_sample(now);
+            }
+            return;
+        }
+    }
     if now < conn.next_emit {
         return;
     }

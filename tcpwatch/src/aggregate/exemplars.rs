@@ -52,9 +52,8 @@ pub(crate) struct Newest {
 }
 
 impl Newest {
-    /// Takes a record of a connection; `before` is the one that came before it.
-    pub(crate) fn connection(&mut self, conn: &ConnRecord, before: Option<&ConnRecord>) {
-        let samples = before.map_or(0, |before| before.rtt_samples);
+    /// Takes a record of a connection; the one before it had counted so many `samples`.
+    pub(crate) fn connection(&mut self, conn: &ConnRecord, samples: u32) {
         if conn.rtt_samples == samples || conn.rtt_last_us == 0 {
             return;
         }
@@ -123,10 +122,9 @@ mod tests {
         let mut newest = Newest::default();
         let mut conn = conn_record(7);
         (conn.rtt_samples, conn.rtt_last_us) = (3, 100);
-        newest.connection(&conn, None);
-        let before = conn;
+        newest.connection(&conn, 0);
         (conn.header.ktime_ns, conn.rtt_last_us) = (2_000, 31);
-        newest.connection(&conn, Some(&before));
+        newest.connection(&conn, 3);
         let rtt = shown(&mut newest, 3_000).rtt;
         assert_eq!(rtt.len(), 1, "without a new sample there is no new exemplar");
         // 64 to 128 µs.

@@ -1,6 +1,7 @@
 //! Pure aggregation: records and counter readings in, snapshots out. No clock, no kernel, no I/O.
 
 pub(crate) mod exemplars;
+pub(crate) mod kept;
 pub(crate) mod listeners;
 pub(crate) mod owners;
 pub(crate) mod recent;
@@ -25,7 +26,9 @@ use self::owners::{Named, Owner, Owners, Wanted};
 use self::recent::RecentRtt;
 use self::resets::{ResetReport, Resets};
 use self::services::{Grant, Services};
-use self::snapshot::{Compared, Facts, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot};
+use self::snapshot::{
+    Compared, Facts, Governed, GroupTotals, NamespaceStats, ProgramStats, SelfStats, Service, Snapshot,
+};
 use self::table::ConnTable;
 use crate::api::{self, Listing, Moment};
 use crate::explain::{Picture, Recent as RecentVerdicts, Short};
@@ -82,6 +85,7 @@ pub(crate) struct Aggregator {
     settings: BTreeMap<u32, Arc<Limits>>,
     sent_lately: SentLately,
     verdicts: RecentVerdicts,
+    governed: Option<Governed>,
 }
 
 /// Namespaces whose settings are kept; a recording may not have more either.
@@ -107,6 +111,7 @@ impl Aggregator {
             settings: BTreeMap::new(),
             sent_lately: SentLately::default(),
             verdicts: RecentVerdicts::new(now_ns),
+            governed: None,
         }
     }
 
@@ -149,7 +154,7 @@ impl Aggregator {
                 if let Some(owner) = &owner {
                     self.owners.note(owner, reset.header.ktime_ns);
                 }
-                let connection = self.table.get(reset.cookie).cloned();
+                let connection = self.table.get(reset.cookie).map(Arc::new);
                 let around = self.around(*kind, reset);
                 self.resets.take(*kind, reset, connection, owner, around);
                 self.reset(*kind, reset);
@@ -226,17 +231,18 @@ impl Aggregator {
         }
         let owner = Owner::of(&conn);
         self.owners.note(&owner, conn.header.ktime_ns);
-        self.exemplars.connection(&conn, self.table.get(conn.cookie).map(AsRef::as_ref));
         if kind == Kind::Close {
             self.resets.closed(&conn);
-            self.table.remove(conn.cookie);
+            let samples = self.table.remove(conn.cookie);
+            self.exemplars.connection(&conn, samples);
             if let Some(short) = self.short.get_mut(conn.slot as usize) {
                 short.take(&conn);
             }
             self.owners.closed(conn.cookie, owner);
             return None;
         }
-        self.table.update(&conn);
+        let samples = self.table.update(&conn);
+        self.exemplars.connection(&conn, samples);
         match Direction::from_u8(conn.direction) {
             Direction::Outbound => self.services.outbound(conn.key.remote_port, conn.header.ktime_ns),
             Direction::Inbound | Direction::Unknown => None,
@@ -248,7 +254,7 @@ impl Aggregator {
         if let Some(known) = self.table.get(conn.cookie)
             && known.pid != 0
         {
-            Owner::of(known).inherit(conn, OwnerKind::from_u8(known.owner_kind));
+            Owner::of(&known).inherit(conn, OwnerKind::from_u8(known.owner_kind));
         } else if conn.direction == Direction::Inbound as u8
             && let Some(listener) = self.listeners.at(&conn.key)
             && listener.pid != 0
@@ -269,7 +275,7 @@ impl Aggregator {
             let kind = if listener.cookie == cookie { listener.owner_kind } else { OwnerKind::Listener as u32 };
             Some(Owner { kind: OwnerKind::from_u8(kind as u8), ..Owner::of_listener(listener) })
         };
-        let open = self.table.get(cookie).map(|record| Owner::of(record));
+        let open = self.table.get(cookie).map(|record| Owner::of(&record));
         open.or_else(|| self.owners.of_closed(cookie)).or_else(listener)
     }
 
@@ -295,7 +301,7 @@ impl Aggregator {
     /// Forgets a connection whose end was not heard of: what it did is in the counters, and no more will come.
     pub(crate) fn gone(&mut self, cookie: u64) {
         if let Some(conn) = self.table.get(cookie) {
-            self.owners.closed(cookie, Owner::of(conn));
+            self.owners.closed(cookie, Owner::of(&conn));
             self.table.remove(cookie);
         }
     }
@@ -331,6 +337,16 @@ impl Aggregator {
         self.resets.stacks.tell(stack);
     }
 
+    /// Takes what the governor holds back from now on.
+    pub(crate) fn governed(&mut self, governed: Governed) {
+        self.governed = Some(governed);
+    }
+
+    /// What it was told that the governor holds back.
+    pub(crate) fn is_governed(&self) -> Option<Governed> {
+        self.governed
+    }
+
     /// What is known of resets beyond their counters.
     pub(crate) fn resets(&self) -> ResetReport {
         self.resets.report(Arc::clone(self.owners.names()))
@@ -353,7 +369,7 @@ impl Aggregator {
 
     /// The newest record of a connection, if it is in the table.
     pub(crate) fn connection_of(&self, cookie: u64) -> Option<Arc<ConnRecord>> {
-        self.table.get(cookie).cloned()
+        self.table.get(cookie).map(Arc::new)
     }
 
     /// The connections of the table.
@@ -425,6 +441,7 @@ impl Aggregator {
                 map_bytes: reading.map_bytes,
                 table: self.table.stats(),
                 sample_interval_seconds: reading.sample_interval_seconds,
+                governed: self.governed,
             },
         }
     }

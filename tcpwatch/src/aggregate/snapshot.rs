@@ -192,6 +192,40 @@ pub(crate) struct TableStats {
     pub(crate) evicted: u64,
 }
 
+/// What the governor holds back, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Governed {
+    /// 0: nothing is held back; 1: the sample interval is longer than configured; 2: the histograms are thinned, too.
+    pub(crate) level: u64,
+    /// One RTT sample in so many enters the histograms; 1 when they are not thinned.
+    pub(crate) one_in: u64,
+    /// How long they have been thinned so far, ns.
+    pub(crate) thinned_ns: u64,
+    /// CPU time used in the last seconds, in millionths of one CPU.
+    pub(crate) cpu_millionths: u64,
+    /// How much of it may be used, likewise.
+    pub(crate) cpu_budget_millionths: u64,
+    /// Periodic records a second in the last seconds, in thousandths.
+    pub(crate) records_thousandths: u64,
+    /// How many of them there may be, likewise.
+    pub(crate) records_budget_thousandths: u64,
+}
+
+impl Governed {
+    /// Every number, in an order that stays.
+    pub(crate) const fn words(&mut self) -> [&mut u64; 7] {
+        [
+            &mut self.level,
+            &mut self.one_in,
+            &mut self.thinned_ns,
+            &mut self.cpu_millionths,
+            &mut self.cpu_budget_millionths,
+            &mut self.records_thousandths,
+            &mut self.records_budget_thousandths,
+        ]
+    }
+}
+
 /// What tcpwatch itself takes and gives up.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct SelfStats {
@@ -213,6 +247,8 @@ pub(crate) struct SelfStats {
     pub(crate) table: TableStats,
     /// Interval at which busy connections are read, seconds.
     pub(crate) sample_interval_seconds: f64,
+    /// What is held back for the budgets; none in recordings that do not tell.
+    pub(crate) governed: Option<Governed>,
 }
 
 /// Facts that do not change while the daemon runs.

@@ -1,61 +1,117 @@
 //! The connection table: the newest record of each connection, bounded. It holds detail, never a total.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
-use std::sync::Arc;
 
-use lru::LruCache;
+use foldhash::fast::FixedState;
 use tcpwatch_common::owner::flag::ORPHAN;
 use tcpwatch_common::record::ConnRecord;
 
+use super::kept::{Kept, Packer};
 use super::snapshot::TableStats;
 
 /// Connections by cookie; the one heard of longest ago goes first.
 pub(crate) struct ConnTable {
-    connections: LruCache<u64, Arc<ConnRecord>>,
+    connections: HashMap<u64, Entry, FixedState>,
+    capacity: usize,
+    packer: Packer,
+    /// Records so far: who was heard of later has a higher number.
+    heard: u64,
+    /// Some of those heard of longest ago, the last of them first, with the number that each had then. No list in order of all
+    /// of them: it would have to be mended with every record, in three places of memory.
+    oldest: Vec<(u64, u64)>,
     /// The owners of those that no process holds any more, by cookie: few, and asked for every second.
     orphans: HashMap<u64, u32>,
     evicted: u64,
 }
 
+/// A connection.
+struct Entry {
+    kept: Kept,
+    heard: u64,
+    /// Of the record: what is asked for with every one that follows.
+    rtt_samples: u32,
+    orphan: bool,
+}
+
+/// Of so many connections, one is looked for whenever the one heard of longest ago has to go.
+const OLDEST: usize = 64;
+
 impl ConnTable {
     /// Holds up to `capacity` connections, at least one. Memory is taken as connections come.
     pub(crate) fn new(capacity: usize) -> Self {
-        let mut connections = LruCache::unbounded();
-        connections.resize(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN));
-        Self { connections, orphans: HashMap::new(), evicted: 0 }
+        Self {
+            // Cookies are numbers of the kernel's, which nobody chooses.
+            connections: HashMap::default(),
+            capacity: capacity.max(1),
+            packer: Packer::default(),
+            heard: 0,
+            oldest: Vec::new(),
+            orphans: HashMap::new(),
+            evicted: 0,
+        }
     }
 
-    /// Keeps the newest reading of a connection.
-    pub(crate) fn update(&mut self, record: &ConnRecord) {
-        if record.owner_flags & ORPHAN == 0 {
-            self.orphans.remove(&record.cookie);
-        } else {
+    /// Keeps the newest reading of a connection. Returns how many RTT samples the one before had counted.
+    pub(crate) fn update(&mut self, record: &ConnRecord) -> u32 {
+        self.heard += 1;
+        let orphan = record.owner_flags & ORPHAN != 0;
+        if orphan {
             self.orphans.insert(record.cookie, record.pid);
         }
         if let Some(known) = self.connections.get_mut(&record.cookie) {
-            match Arc::get_mut(known) {
-                Some(known) => *known = *record,
-                // Somebody who asked for the connections still reads it.
-                None => *known = Arc::new(*record),
+            known.kept.update(record, &mut self.packer);
+            known.heard = self.heard;
+            if known.orphan && !orphan {
+                self.orphans.remove(&record.cookie);
             }
-            return;
+            known.orphan = orphan;
+            return std::mem::replace(&mut known.rtt_samples, record.rtt_samples);
         }
-        if let Some((evicted, _)) = self.connections.push(record.cookie, Arc::new(*record)) {
-            self.orphans.remove(&evicted);
-            self.evicted += 1;
+        if self.connections.len() >= self.capacity {
+            self.evict();
         }
+        let entry = Entry { kept: Kept::new(record), heard: self.heard, rtt_samples: record.rtt_samples, orphan };
+        self.connections.insert(record.cookie, entry);
+        0
+    }
+
+    /// Forgets the one heard of longest ago.
+    fn evict(&mut self) {
+        loop {
+            let Some((heard, cookie)) = self.oldest.pop() else {
+                self.find_oldest();
+                continue;
+            };
+            // Who was heard of since is not among the oldest any more.
+            if self.connections.get(&cookie).is_some_and(|entry| entry.heard == heard) {
+                self.remove(cookie);
+                self.evicted += 1;
+                return;
+            }
+        }
+    }
+
+    /// There is at least one.
+    fn find_oldest(&mut self) {
+        self.oldest.extend(self.connections.iter().map(|(cookie, entry)| (entry.heard, *cookie)));
+        let some = self.oldest.len() / OLDEST;
+        self.oldest.select_nth_unstable(some);
+        self.oldest.truncate(some + 1);
+        self.oldest.sort_unstable_by(|a, b| b.cmp(a));
     }
 
     /// The newest record of a connection.
-    pub(crate) fn get(&self, cookie: u64) -> Option<&Arc<ConnRecord>> {
-        self.connections.peek(&cookie)
+    pub(crate) fn get(&self, cookie: u64) -> Option<ConnRecord> {
+        self.connections.get(&cookie).map(|entry| entry.kept.record())
     }
 
-    /// Forgets a connection that ended.
-    pub(crate) fn remove(&mut self, cookie: u64) {
-        self.connections.pop(&cookie);
-        self.orphans.remove(&cookie);
+    /// Forgets a connection that ended. Returns how many RTT samples it had counted when it was heard of last.
+    pub(crate) fn remove(&mut self, cookie: u64) -> u32 {
+        let entry = self.connections.remove(&cookie);
+        if entry.as_ref().is_some_and(|entry| entry.orphan) {
+            self.orphans.remove(&cookie);
+        }
+        entry.map_or(0, |entry| entry.rtt_samples)
     }
 
     /// The owners of connections that no process holds any more.
@@ -65,21 +121,19 @@ impl ConnTable {
 
     /// The connections, by cookie.
     pub(crate) fn cookies(&self) -> impl Iterator<Item = u64> {
-        self.connections.iter().map(|(cookie, _)| *cookie)
+        self.connections.keys().copied()
     }
 
-    /// The newest record of each, shared and not copied.
-    pub(crate) fn records(&self) -> Vec<Arc<ConnRecord>> {
-        self.connections.iter().map(|(_, record)| Arc::clone(record)).collect()
+    /// The newest record of each, the one that came last first.
+    pub(crate) fn records(&self) -> Vec<Kept> {
+        let mut all: Vec<_> = self.connections.values().collect();
+        all.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.heard));
+        all.into_iter().map(|entry| entry.kept.clone()).collect()
     }
 
     /// How full it is.
     pub(crate) fn stats(&self) -> TableStats {
-        TableStats {
-            entries: self.connections.len() as u64,
-            capacity: self.connections.cap().get() as u64,
-            evicted: self.evicted,
-        }
+        TableStats { entries: self.connections.len() as u64, capacity: self.capacity as u64, evicted: self.evicted }
     }
 }
 
@@ -96,7 +150,7 @@ mod tests {
         let mut newer = conn_record(1);
         newer.srtt_us = 5;
         table.update(&newer);
-        assert_eq!((before[0].srtt_us, table.records()[0].srtt_us), (0, 5));
+        assert_eq!((before[0].record().srtt_us, table.records()[0].record().srtt_us), (0, 5));
     }
 
     #[test]
@@ -130,8 +184,33 @@ mod tests {
             table.update(&conn_record(cookie));
         }
         assert_eq!(table.stats(), TableStats { entries: 2, capacity: 2, evicted: 1 });
-        assert!(table.connections.contains(&1) && !table.connections.contains(&2));
+        assert!(table.get(1).is_some() && table.get(2).is_none());
         table.remove(1);
         assert_eq!(table.stats().entries, 1);
+    }
+
+    #[test]
+    fn with_many_the_oldest_goes_too_whoever_is_heard_of_meanwhile() {
+        const ROOM: u64 = 1000;
+        let mut table = ConnTable::new(ROOM as usize);
+        let mut truth: std::collections::VecDeque<u64> = std::collections::VecDeque::new();
+        let mut random = 1_u64;
+        for new in 0..4 * ROOM {
+            // One that comes for the first time, and one that comes again.
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let again = truth.get(random as usize % truth.len().max(1)).copied();
+            for cookie in again.into_iter().chain([new]) {
+                truth.retain(|other| *other != cookie);
+                truth.push_back(cookie);
+                truth.drain(..truth.len().saturating_sub(ROOM as usize));
+                table.update(&conn_record(cookie));
+            }
+        }
+        let mut cookies: Vec<_> = table.cookies().collect();
+        cookies.sort_unstable();
+        let mut truth = Vec::from(truth);
+        truth.sort_unstable();
+        assert_eq!(cookies, truth);
+        assert_eq!(table.stats().evicted, 3 * ROOM);
     }
 }

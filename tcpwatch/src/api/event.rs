@@ -346,7 +346,7 @@ impl Subject for EventFacts<'_> {
 
 impl<'a> EventFacts<'a> {
     /// The connection as it was at its record.
-    fn connection(&self, record: &'a ConnRecord) -> ConnFacts<'a> {
+    fn connection(&self, record: &'a ConnRecord) -> ConnFacts<'a, 'a> {
         let moment = Moment { ktime_ns: record.header.ktime_ns, ticks_per_second: self.ticks_per_second };
         ConnFacts { record, service: self.event.service, moment, names: None }
     }

@@ -8,18 +8,20 @@ use tcpwatch_common::state::Direction;
 
 use super::connection::Connection;
 use super::{Moment, owner};
+use crate::aggregate::kept::Kept;
 use crate::aggregate::owners::{self, Names};
 use crate::aggregate::snapshot::Service;
 use crate::filter::{ConnFacts, Filter};
 use crate::top::columns::{Column, Key};
 
-/// The connection table at a moment. The records are shared with the table: it costs a pointer a connection.
+/// The connection table at a moment. The records are packed as in the table: about 250 bytes a
+/// connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Listing {
     /// When it was made, ns of CLOCK_MONOTONIC.
     pub(crate) ktime_ns: u64,
-    /// The newest record of each connection, in no order.
-    pub(crate) records: Vec<Arc<ConnRecord>>,
+    /// The newest record of each connection, the one heard of last first.
+    pub(crate) records: Vec<Kept>,
     /// Direction and service of each group slot.
     pub(crate) services: Vec<(Direction, Service)>,
     /// Users and control groups.
@@ -56,7 +58,7 @@ impl Listing {
     }
 
     /// What a filter looks at in a connection.
-    pub(crate) fn facts<'a>(&'a self, record: &'a ConnRecord, ticks_per_second: u32) -> ConnFacts<'a> {
+    pub(crate) fn facts<'r, 'n>(&'n self, record: &'r ConnRecord, ticks_per_second: u32) -> ConnFacts<'r, 'n> {
         let moment = Moment { ktime_ns: self.ktime_ns, ticks_per_second };
         ConnFacts { record, service: self.service(record.slot), moment, names: Some(&self.names) }
     }
@@ -70,8 +72,9 @@ impl Listing {
 
     /// The connections that a filter selects, as the API shows them.
     pub(crate) fn connections(&self, ticks_per_second: u32, filter: Option<&Filter>) -> Vec<Connection> {
-        let selected = self.records.iter().filter(|record| self.selects(record, ticks_per_second, filter));
-        selected.map(|record| self.connection(record, ticks_per_second)).collect()
+        let selected = self.records.iter().map(Kept::record);
+        let selected = selected.filter(|record| self.selects(record, ticks_per_second, filter));
+        selected.map(|record| self.connection(&record, ticks_per_second)).collect()
     }
 
     fn selects(&self, record: &ConnRecord, ticks_per_second: u32, filter: Option<&Filter>) -> bool {
@@ -80,23 +83,22 @@ impl Listing {
 
     /// A page of the connections in their order, and how many there are on all pages. The cookie decides between equals, so
     /// that rows do not jump.
-    pub(crate) fn page<'a>(
-        &'a self,
-        ticks_per_second: u32,
-        selection: &Selection,
-    ) -> (Vec<&'a Arc<ConnRecord>>, usize) {
+    pub(crate) fn page(&self, ticks_per_second: u32, selection: &Selection) -> (Vec<&Kept>, usize) {
         let Selection { filter, contains, sort, reversed, offset, limit } = selection;
-        let wanted = |record: &&Arc<ConnRecord>| {
+        let wanted = |record: &ConnRecord| {
             self.selects(record, ticks_per_second, filter.as_ref())
                 && contains
                     .as_ref()
                     .is_none_or(|text| crate::top::columns::contains(&self.connection(record, ticks_per_second), text))
         };
-        let keyed = |record: &'a Arc<ConnRecord>| {
-            let key = sort.map_or(Key::Nothing, |column| (column.key)(self.facts(record, ticks_per_second)));
-            (key, record.cookie, record)
+        let keyed = |kept| {
+            let record = Kept::record(kept);
+            wanted(&record).then(|| {
+                let key = sort.map_or(Key::Nothing, |column| (column.key)(self.facts(&record, ticks_per_second)));
+                (key, record.cookie, kept)
+            })
         };
-        let mut all: Vec<(Key<'a>, u64, &'a Arc<ConnRecord>)> = self.records.iter().filter(wanted).map(keyed).collect();
+        let mut all: Vec<(Key<'_>, u64, &Kept)> = self.records.iter().filter_map(keyed).collect();
         let total = all.len();
         let order = |a: &(Key<'_>, u64, _), b: &(Key<'_>, u64, _)| {
             let order = (&a.0, a.1).cmp(&(&b.0, b.1));
@@ -109,6 +111,6 @@ impl Listing {
             all.truncate(end);
         }
         all.sort_unstable_by(order);
-        (all.into_iter().skip(*offset).map(|(_, _, record)| record).collect(), total)
+        (all.into_iter().skip(*offset).map(|(_, _, kept)| kept).collect(), total)
     }
 }

@@ -12,7 +12,7 @@ use tcpwatch_common::state::{STATES, TcpState};
 
 use super::proof::Proof;
 use super::storm::{Brief, Storm};
-use crate::aggregate::snapshot::{GroupTotals, ProbeState, ProbeStatus, Snapshot};
+use crate::aggregate::snapshot::{Governed, GroupTotals, ProbeState, ProbeStatus, Snapshot};
 use crate::metrics::process::Process;
 
 /// `/api/v1/status`.
@@ -29,6 +29,9 @@ pub(crate) struct Status {
     pub(crate) sampling_mode: String,
     /// Interval at which busy connections are read.
     pub(crate) sample_interval_ms: u64,
+    /// What is held back to keep the budgets; none in recordings that do not tell.
+    #[serde(default)]
+    pub(crate) governor: Option<Governor>,
     /// Programs and what became of them.
     pub(crate) probes: Vec<Probe>,
     /// What could not be kept, by place; places without a loss are left out.
@@ -49,6 +52,27 @@ pub(crate) struct Status {
     pub(crate) compared: Proof,
     /// What tcpwatch takes.
     pub(crate) own: Own,
+}
+
+/// What is held back to keep the budgets of CPU time and records.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Governor {
+    /// 0: nothing; 1: the sample interval is longer than configured; 2: the histograms are thinned, too.
+    pub(crate) level: u64,
+    /// RTT samples that enter the histograms, over those there are: 1 when they are not thinned.
+    pub(crate) histogram_ratio: f64,
+    /// How long the histograms have been thinned so far.
+    pub(crate) thinned_seconds: f64,
+    /// CPU time used in the last seconds, in percent of one CPU: the daemon's, and that of its programs while the kernel
+    /// measures them.
+    pub(crate) cpu_percent: f64,
+    /// What may be used of it.
+    pub(crate) cpu_budget_percent: f64,
+    /// Periodic records a second, in the last seconds.
+    pub(crate) records_per_second: f64,
+    /// How many there may be.
+    pub(crate) records_per_second_budget: f64,
 }
 
 /// A program of the table.
@@ -167,6 +191,7 @@ impl Status {
             ktime_ns: snapshot.ktime_ns,
             sampling_mode: snapshot.facts.sampling_mode.to_string(),
             sample_interval_ms: (own.sample_interval_seconds * 1e3).round() as u64,
+            governor: own.governed.map(Governor::new),
             probes: snapshot.facts.probes.iter().map(Probe::new).collect(),
             compared: Proof::new(snapshot, &losses),
             losses,
@@ -211,6 +236,20 @@ impl Status {
     /// Everything that could not be kept.
     pub(crate) fn lost(&self) -> u64 {
         self.losses.iter().map(|lost| lost.count).sum()
+    }
+}
+
+impl Governor {
+    fn new(governed: Governed) -> Self {
+        Self {
+            level: governed.level,
+            histogram_ratio: 1.0 / governed.one_in.max(1) as f64,
+            thinned_seconds: governed.thinned_ns as f64 / 1e9,
+            cpu_percent: governed.cpu_millionths as f64 / 1e4,
+            cpu_budget_percent: governed.cpu_budget_millionths as f64 / 1e4,
+            records_per_second: governed.records_thousandths as f64 / 1e3,
+            records_per_second_budget: governed.records_budget_thousandths as f64 / 1e3,
+        }
     }
 }
 

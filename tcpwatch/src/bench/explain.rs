@@ -1,7 +1,6 @@
 //! How long `tcpwatch explain` takes over many connections: the verdicts, their JSON, and what the command makes of it.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,6 +9,7 @@ use tcpwatch_common::state::TcpState;
 
 use super::report::{Cell, Report, Table};
 use super::sample::Median;
+use crate::aggregate::kept::Kept;
 use crate::api::Listing;
 use crate::explain::{Explained, Picture, Sight, command};
 
@@ -98,7 +98,7 @@ pub fn run(options: &Options) -> Result<Report> {
 }
 
 /// Connections of many kinds, so that all rules have something to look at.
-fn connection(cookie: u64) -> Result<Arc<ConnRecord>> {
+fn connection(cookie: u64) -> Result<Kept> {
     let mut bytes = vec![0_u8; size_of::<ConnRecord>()];
     let header =
         Header { kind: Kind::Sample as u16, abi: ABI, len: bytes.len() as u32, ktime_ns: NOW_NS - cookie * 997 };
@@ -124,5 +124,5 @@ fn connection(cookie: u64) -> Result<Arc<ConnRecord>> {
     if let Some(bucket) = record.sketch.get_mut(n as usize % 24) {
         *bucket = record.rtt_samples;
     }
-    Ok(Arc::new(record))
+    Ok(Kept::new(&record))
 }

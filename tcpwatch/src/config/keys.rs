@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::rules::{
-    AbsolutePath, Address, HostName, Integer, List, Named, OneOf, Optional, Port, Raw, RingSize, Rule, Span, Switch,
+    AbsolutePath, Address, HostName, Integer, List, Named, OneOf, Optional, Port, Raw, RingSize, Rule, Share, Span,
+    Switch,
 };
 use super::storm::{Network, StormCause, UserName, Webhook, Words};
 
@@ -129,11 +130,15 @@ settings! {
     socket: AbsolutePath = "/run/tcpwatch/tcpwatch.sock".into();
     /// How much is logged.
     log_level: OneOf<log::LevelFilter> = log::LevelFilter::Info;
-    /// How often a busy connection is reported. It grows by itself when there are more connections than
-    /// `records_per_second` allows; totals and histograms do not depend on it.
+    /// How often a busy connection is reported. It grows by itself when `records_per_second` or `cpu_budget` would be
+    /// exceeded; totals and histograms do not depend on it.
     sample_interval: Span<100, 60_000> = Duration::from_secs(1);
     /// Budget of periodic records from the kernel, for all connections together.
     records_per_second: Integer<10, 1_000_000> = 5000;
+    /// Budget of CPU time of the daemon, and of its kernel programs while the kernel measures them, as a share of one CPU.
+    /// Above it the sample interval grows, up to a minute. When that is not enough, the histograms of round-trip times and
+    /// congestion windows take fewer samples, which `tcpwatch_governor_histogram_ratio` tells. Totals stay right.
+    cpu_budget: Share<1, 100_000> = 200;
     /// Size of the ring buffer between kernel and daemon. What does not fit is counted as lost; totals stay right.
     ring_bytes: RingSize<{ 64 << 20 }> = 4 << 20;
     /// Connections that the daemon keeps details of. Totals include those beyond.

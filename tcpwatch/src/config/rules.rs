@@ -94,6 +94,42 @@ impl<const MIN: u32, const MAX: u32> Rule for Integer<MIN, MAX> {
     }
 }
 
+/// A share of a whole, in thousandths.
+#[derive(Debug)]
+pub(crate) struct Share<const MIN: u32, const MAX: u32>;
+
+impl<const MIN: u32, const MAX: u32> Rule for Share<MIN, MAX> {
+    type Value = u32;
+
+    fn allowed() -> String {
+        format!("a share from {} to {}, such as \"5%\" or \"0.5%\"", in_percent(MIN), in_percent(MAX))
+    }
+
+    fn parse(raw: &Raw) -> Option<u32> {
+        let (whole, tenths) = {
+            let number = raw.as_str()?.strip_suffix('%')?.trim_end();
+            number.split_once('.').unwrap_or((number, "0"))
+        };
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+        if !digits(whole) || !digits(tenths) || tenths.len() > 1 {
+            return None;
+        }
+        let share = whole.parse::<u32>().ok()?.checked_mul(10)?.checked_add(tenths.parse().ok()?)?;
+        (MIN..=MAX).contains(&share).then_some(share)
+    }
+
+    fn show(value: &u32) -> String {
+        quoted(&in_percent(*value))
+    }
+}
+
+fn in_percent(thousandths: u32) -> String {
+    match thousandths % 10 {
+        0 => format!("{}%", thousandths / 10),
+        tenths => format!("{}.{tenths}%", thousandths / 10),
+    }
+}
+
 /// Yes or no.
 #[derive(Debug)]
 pub(crate) struct Switch;

@@ -21,7 +21,7 @@ use crate::aggregate::owners::{Named, Wanted};
 use crate::aggregate::services::Grant;
 use crate::aggregate::snapshot::{Facts, ProbeState, Snapshot};
 use crate::config::{Config, ConfigError, Resolved, Sampling};
-use crate::governor::Governor;
+use crate::governor::{Budget, Governor, Used};
 use crate::http::{self, Ask, Feed};
 use crate::instance::Instance;
 use crate::kernel::facts::KernelFacts;
@@ -287,6 +287,15 @@ impl Inbox {
     }
 }
 
+/// What was used of the budgets so far; `programs` is the time of the kernel programs.
+fn used(inbox: &Inbox, programs: Duration) -> Used {
+    Used {
+        at: Duration::from_nanos(sys::monotonic_ns()),
+        cpu: sys::cpu_time() + programs,
+        records: inbox.intake.aggregator().samples(),
+    }
+}
+
 /// The programs, the aggregator and what goes between them.
 pub(crate) struct Daemon {
     source: RingSource,
@@ -300,6 +309,8 @@ pub(crate) struct Daemon {
     roll_call: RollCall,
     /// Records lost, and runs withheld, at the last reading.
     lost: u64,
+    /// Run time of the programs at the last reading, see [`stats::foreign_time`].
+    programs_time: Duration,
     surroundings: Surroundings,
     names: NameService,
     hz: u32,
@@ -347,7 +358,9 @@ impl Daemon {
         inbox.apply_grants(&mut maps)?;
         adopt(&mut inbox, &mut maps, &mut ebpf, config)?;
         let log = if config.kernel_log { kernel_log::follow(&mut ebpf) } else { None };
-        let governor = Governor::new(config.sample_interval, config.records_per_second);
+        let budget =
+            Budget { cpu: f64::from(config.cpu_budget) / 1000.0, records_per_second: config.records_per_second.into() };
+        let governor = Governor::new(config.sample_interval, budget, used(&inbox, Duration::ZERO));
         let mut daemon = Self {
             source,
             inbox,
@@ -359,6 +372,7 @@ impl Daemon {
             walker: Walker::new(),
             roll_call: RollCall::default(),
             lost: 0,
+            programs_time: Duration::ZERO,
             surroundings: Surroundings::new(config, options(config)?.netns),
             names: NameService::start(),
             hz: kernel.hz,
@@ -410,15 +424,23 @@ impl Daemon {
     }
 
     fn apply_interval(&mut self) -> Result<(), DaemonError> {
-        let jiffies = self.governor.interval.as_secs_f64() * f64::from(self.hz);
+        let jiffies = self.governor.interval().as_secs_f64() * f64::from(self.hz);
         Ok(self.maps.set_sample_interval(jiffies.ceil() as u64)?)
     }
 
-    /// Keeps the budget of records; to be called with every [`TICK`].
+    /// Keeps the budgets; to be called with every [`TICK`].
     fn govern(&mut self) -> Result<(), DaemonError> {
-        if self.governor.adjust(self.inbox.intake.aggregator().samples(), TICK) {
+        let level = self.governor.level();
+        if self.governor.adjust(used(&self.inbox, self.programs_time)) {
+            self.maps.set_thinning(self.governor.thinning_shift())?;
             self.apply_interval()?;
+            let interval = self.governor.interval();
+            self.walker.spread(&mut self.maps, &self.ebpf, interval);
+            if self.governor.level() != level {
+                log::info!("{}", self.governor);
+            }
         }
+        self.inbox.intake.governed(self.governor.state());
         Ok(())
     }
 
@@ -431,7 +453,7 @@ impl Daemon {
 
     /// To be called every [`TICK`], before the counters are read.
     pub(crate) fn every_tick(&mut self) -> Result<(), DaemonError> {
-        self.walker.walk(&mut self.inbox, &mut self.maps, &mut self.ebpf, self.governor.interval);
+        self.walker.walk(&mut self.inbox, &mut self.maps, &mut self.ebpf, self.governor.interval());
         self.roll_call.call(&mut self.inbox, &mut self.maps, &self.ebpf, self.lost);
         let owners = self.inbox.intake.aggregator().owners_of_orphans();
         let ended = |pid: u32| Wanted { what: Named::Ended, number: pid.into(), pid };
@@ -492,11 +514,12 @@ impl Daemon {
             ring_bytes: u64::from(self.maps.ring_bytes),
             ring_used_bytes: std::mem::take(&mut self.ring_used),
             map_bytes: self.maps.map_bytes,
-            sample_interval_seconds: self.governor.interval.as_secs_f64(),
+            sample_interval_seconds: self.governor.interval().as_secs_f64(),
             namespaces: self.surroundings.stats(),
             compared: self.surroundings.compared(),
             unreadable_namespaces: self.surroundings.unreadable,
         };
+        self.programs_time = stats::foreign_time(&reading.programs);
         let withheld = reading.programs.iter().map(|program| program.recursion_misses);
         // What is throttled is never the end of a connection.
         let lost = Loss::ALL.iter().zip(&counters.losses).filter(|(loss, _)| loss.place() != "throttled");

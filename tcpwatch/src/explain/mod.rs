@@ -14,13 +14,12 @@ mod service;
 mod trouble;
 mod verdict;
 
-use std::sync::Arc;
-
 use tcpwatch_common::record::ConnRecord;
 
 use self::facts::Facts;
 pub(crate) use self::service::{IDS as SERVICE_IDS, Recent, ServiceVerdicts, Short, Sums};
 pub(crate) use self::verdict::{Explained, Id, Subject, Verdict};
+use crate::aggregate::kept::Kept;
 use crate::aggregate::snapshot::{ListenerStats, NamespaceStats};
 use crate::api::{Listing, Moment, line};
 use crate::filter::Filter;
@@ -70,9 +69,8 @@ impl Sight {
     /// `all` are wanted or a filter chose them; what is left out is counted in the last one.
     pub(crate) fn explained(&self, filter: Option<&Filter>, all: bool) -> Vec<Explained> {
         let ticks = self.ticks_per_second;
-        let wanted = |record: &Arc<ConnRecord>| {
-            filter.is_none_or(|filter| filter.selects(&self.now.listing.facts(record, ticks)))
-        };
+        let wanted =
+            |record: &ConnRecord| filter.is_none_or(|filter| filter.selects(&self.now.listing.facts(record, ticks)));
         let mut explained = if filter.is_none() { self.services() } else { Vec::new() };
         if filter.is_none() {
             explained.extend(self.host());
@@ -88,16 +86,16 @@ impl Sight {
     }
 
     /// Verdicts on every connection that `wanted` selects.
-    pub(crate) fn connections(&self, wanted: impl Fn(&Arc<ConnRecord>) -> bool) -> Vec<Explained> {
+    pub(crate) fn connections(&self, wanted: impl Fn(&ConnRecord) -> bool) -> Vec<Explained> {
         let moment = Moment { ktime_ns: self.now.ktime_ns(), ticks_per_second: self.ticks_per_second };
-        let mut before: Vec<&Arc<ConnRecord>> = self.before.iter().flat_map(|before| &before.listing.records).collect();
-        before.sort_unstable_by_key(|record| record.cookie);
+        let mut before: Vec<&Kept> = self.before.iter().flat_map(|before| &before.listing.records).collect();
+        before.sort_unstable_by_key(|kept| kept.cookie);
         let earlier = |cookie: u64| {
-            let at = before.binary_search_by_key(&cookie, |record| record.cookie).ok()?;
-            before.get(at).map(|record| &***record)
+            let at = before.binary_search_by_key(&cookie, |kept| kept.cookie).ok()?;
+            before.get(at).map(|kept| kept.record())
         };
-        let chosen = self.now.listing.records.iter().filter(|record| wanted(record));
-        chosen.map(|record| self.connection(record, earlier(record.cookie), moment)).collect()
+        let chosen = self.now.listing.records.iter().map(Kept::record).filter(wanted);
+        chosen.map(|record| self.connection(&record, earlier(record.cookie).as_ref(), moment)).collect()
     }
 
     fn connection(&self, record: &ConnRecord, before: Option<&ConnRecord>, moment: Moment) -> Explained {
@@ -257,11 +255,11 @@ pub(crate) mod tests {
 
     /// Ten minutes after the beginning.
     fn sight(records: Vec<ConnRecord>) -> Sight {
-        let records: Vec<Arc<ConnRecord>> = records
+        let records = records
             .into_iter()
             .map(|mut record| {
                 record.header.ktime_ns = 601_000_000_000;
-                Arc::new(record)
+                Kept::new(&record)
             })
             .collect();
         let listing = Listing { ktime_ns: 601_000_000_000, records, ..Listing::default() };

@@ -20,15 +20,15 @@ use crate::cgroup::Cgroup;
 
 /// A connection by its record.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ConnFacts<'a> {
+pub(crate) struct ConnFacts<'r, 'n> {
     /// The record.
-    pub(crate) record: &'a ConnRecord,
+    pub(crate) record: &'r ConnRecord,
     /// What it is counted under.
     pub(crate) service: Service,
     /// The moment at which its age is asked.
     pub(crate) moment: Moment,
     /// Names of control groups, where they are known.
-    pub(crate) names: Option<&'a Names>,
+    pub(crate) names: Option<&'n Names>,
 }
 
 /// Of both ends.
@@ -44,14 +44,14 @@ pub(crate) fn of_key(key: &ConnKey, fact: Fact) -> Option<Value<'static>> {
     })
 }
 
-impl<'a> ConnFacts<'a> {
+impl<'n> ConnFacts<'_, 'n> {
     /// The control group of its owner.
-    pub(crate) fn cgroup(&self) -> Option<&'a Cgroup> {
+    pub(crate) fn cgroup(&self) -> Option<&'n Cgroup> {
         self.names?.cgroup(&owners::Owner::of(self.record))
     }
 }
 
-impl Subject for ConnFacts<'_> {
+impl Subject for ConnFacts<'_, '_> {
     fn fact(&self, fact: Fact) -> Option<Value<'_>> {
         let record = self.record;
         let known = |us: u32| (us > 0 && us != u32::MAX).then_some(u64::from(us));
@@ -200,9 +200,9 @@ mod tests {
     use super::super::Filter;
     use super::super::facts::TABLE;
     use super::*;
+    use crate::aggregate::kept::Kept;
     use crate::api::Listing;
     use crate::api::connection::tests::{busy, named, shown};
-    use std::sync::Arc;
 
     #[test]
     fn records_and_connections_know_the_same() {
@@ -251,7 +251,7 @@ mod tests {
             assert_eq!(found.map(|record| record.cookie).collect::<Vec<_>>(), selected, "{filter}");
             let listing = Listing {
                 ktime_ns: 10_000_000_000,
-                records: all.map(Arc::new).to_vec(),
+                records: all.iter().map(Kept::new).collect(),
                 names: named(),
                 ..Listing::default()
             };

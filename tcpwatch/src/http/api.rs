@@ -183,12 +183,13 @@ async fn connections(State(pages): State<Pages>, uri: Uri) -> Result<Response, R
 fn text(listing: &Listing, selection: &Selection) -> (String, usize) {
     let ticks = sys::ticks_per_second();
     let (page, total) = listing.page(ticks, selection);
-    (page.into_iter().map(|record| line(&listing.connection(record, ticks))).collect(), total)
+    (page.into_iter().map(|kept| line(&listing.connection(&kept.record(), ticks))).collect(), total)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aggregate::kept::Kept;
     use crate::api::connection::tests::busy;
 
     #[test]
@@ -197,7 +198,7 @@ mod tests {
         for (cookie, srtt_us) in [(3, 20), (1, 10), (2, 30)] {
             let mut record = busy(cookie);
             record.srtt_us = srtt_us;
-            records.push(Arc::new(record));
+            records.push(Kept::new(&record));
         }
         let listing = Listing { records, ..Listing::default() };
         for (query, cookies, total) in [

@@ -13,7 +13,9 @@ use aya::maps::Map;
 use aya::programs::Iter;
 use aya::programs::iter::IterLink;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tcpwatch_common::counters::pass;
 
+use super::maps::Maps;
 use crate::sys;
 
 /// Sockets of one network namespace, those without a descriptor among them.
@@ -24,6 +26,8 @@ const FILES: &str = "adopt_files";
 const READ: &str = "read_sockets";
 /// The map that the last one walks.
 const STATE: &str = "SOCKETS";
+/// All of them.
+pub(crate) const PROGRAMS: [&str; 3] = [SOCKETS, FILES, READ];
 /// Where a record has its length (`tcpwatch_common::record::Header`).
 const LENGTH_AT: usize = 4;
 
@@ -45,6 +49,14 @@ pub(crate) fn tracked(ebpf: &Ebpf) -> io::Result<Vec<u8>> {
     let Some(aya::programs::Program::Iter(program)) = ebpf.program(READ) else { return Err(missing(READ)) };
     let program = program.fd().map_err(io::Error::other)?;
     read(sys::iterate_map(program.as_fd().as_raw_fd(), map.fd().as_fd().as_raw_fd())?)
+}
+
+/// Walks the same sockets for something else than to read them: `pass` is one of `counters::pass`.
+pub(crate) fn tracked_for(pass: u64, maps: &mut Maps, ebpf: &Ebpf) -> io::Result<Vec<u8>> {
+    let output = maps.set_pass(pass).map_err(io::Error::other).and_then(|()| tracked(ebpf));
+    // Whatever came of it, the next pass is to read.
+    maps.set_pass(pass::READ).map_err(io::Error::other)?;
+    output
 }
 
 /// Runs `task` in the network namespace at `path`, on a thread that ends with it.

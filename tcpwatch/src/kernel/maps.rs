@@ -9,6 +9,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashM
 use tcpwatch_common::Wire as _;
 use tcpwatch_common::counters::{DIST_ENTRIES, GAUGE_WORDS, Loss, dist, group, netns, reason, setting, slot};
 use tcpwatch_common::stack::StackCount;
+use tcpwatch_common::thinning;
 
 use super::load::Options;
 
@@ -160,9 +161,14 @@ impl Maps {
         self.set(setting::FILES_PASS, number.into())
     }
 
-    /// Says whether the reading iterator calls the roll, or reads.
-    pub(crate) fn call_roll(&mut self, call: bool) -> Result<(), MapsError> {
-        self.set(setting::ROLL_CALL, call.into())
+    /// Says what the reading iterator does: one of `counters::pass`.
+    pub(crate) fn set_pass(&mut self, pass: u64) -> Result<(), MapsError> {
+        self.set(setting::PASS, pass)
+    }
+
+    /// Says how thin the histograms are to be (`tcpwatch_common::thinning`).
+    pub(crate) fn set_thinning(&mut self, shift: u32) -> Result<(), MapsError> {
+        self.set(setting::THINNING, thinning::mask(shift).into())
     }
 
     fn set(&mut self, setting: u32, value: u64) -> Result<(), MapsError> {

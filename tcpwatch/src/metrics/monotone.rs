@@ -25,6 +25,7 @@ enum Key {
     Decode(&'static str),
     Program(String),
     Evicted,
+    Thinned,
 }
 
 /// The largest words shown so far.
@@ -71,6 +72,9 @@ impl Monotone {
             program.runs = program.runs.map(|_| runs);
         }
         step.settle(Key::Evicted, std::slice::from_mut(&mut own.table.evicted));
+        if let Some(governed) = &mut own.governed {
+            step.settle(Key::Thinned, std::slice::from_mut(&mut governed.thinned_ns));
+        }
         snapshot.states.iter_mut().for_each(|count| *count = counted(*count));
         self.shown = step.shown;
         Settled { snapshot, directions }

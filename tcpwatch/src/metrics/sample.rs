@@ -11,8 +11,8 @@ use super::catalog::{DECODE_REASONS, MOST_LISTENERS, MOST_NAMESPACES, MOST_PROGR
 use crate::aggregate::exemplars::{Exemplar, Exemplars};
 use crate::aggregate::resets::{self, stacks::StackTotals};
 use crate::aggregate::snapshot::{
-    Compared, Facts, GroupTotals, ListenerStats, NamespaceStats, ProbeState, ProbeStatus, ProgramStats, RttQuantiles,
-    SelfStats, Service, Snapshot, TableStats,
+    Compared, Facts, Governed, GroupTotals, ListenerStats, NamespaceStats, ProbeState, ProbeStatus, ProgramStats,
+    RttQuantiles, SelfStats, Service, Snapshot, TableStats,
 };
 use crate::storm::Report;
 
@@ -135,6 +135,15 @@ pub(crate) fn full(services: u16) -> Snapshot {
         map_bytes: 3 << 20,
         table: TableStats { entries: 12, capacity: 100_000, evicted: 2 },
         sample_interval_seconds: 1.5,
+        governed: Some(Governed {
+            level: 2,
+            one_in: 4,
+            thinned_ns: 12_500_000_000,
+            cpu_millionths: 213_000,
+            cpu_budget_millionths: 200_000,
+            records_thousandths: 4_100_500,
+            records_budget_thousandths: 5_000_000,
+        }),
         ..SelfStats::default()
     };
     (1..).zip(&mut snapshot.own.events).for_each(|(i, count)| *count = i);

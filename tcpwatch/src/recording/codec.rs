@@ -11,7 +11,7 @@ use tcpwatch_common::stack;
 use super::{Input, ResetStack};
 use crate::aggregate::Reading;
 use crate::aggregate::owners::Named;
-use crate::aggregate::snapshot::{NamespaceStats, ProgramStats};
+use crate::aggregate::snapshot::{Governed, NamespaceStats, ProgramStats};
 use crate::kernel::maps::{Counters, SlotCounters};
 use crate::meaning::Limits;
 
@@ -25,6 +25,7 @@ const STACK: u8 = 6;
 const GONE: u8 = 7;
 const SETTINGS: u8 = 8;
 const SETTINGS_END: u8 = 9;
+const GOVERNED: u8 = 10;
 
 /// The ring buffer has no larger records.
 pub(super) const MOST_RECORD: usize = 1 << 16;
@@ -112,6 +113,10 @@ impl Codec {
                 // One more, so that none differs from 0.
                 limits.words().into_iter().for_each(|word| put(out, word.map_or(0, |word| word.saturating_add(1))));
             }
+            Input::Governed(mut governed) => {
+                out.push(GOVERNED);
+                governed.words().into_iter().for_each(|word| put(out, *word));
+            }
             Input::Reading(counters, reading) => self.encode_reading(counters, reading, out),
         }
     }
@@ -196,6 +201,13 @@ impl Codec {
                 }
                 self.limits = Arc::new(limits);
                 Ok(Input::Settings(netns, Some(&self.limits)))
+            }
+            GOVERNED => {
+                let mut governed = Governed::default();
+                for word in governed.words() {
+                    *word = get(bytes)?;
+                }
+                Ok(Input::Governed(governed))
             }
             READING | READING_ANEW => {
                 if tag == READING_ANEW {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::aggregate::owners::{Named, Wanted};
 use crate::aggregate::services::{Grant, Services};
-use crate::aggregate::snapshot::{Facts, Snapshot};
+use crate::aggregate::snapshot::{Facts, Governed, Snapshot};
 use crate::aggregate::table::ConnTable;
 use crate::aggregate::{Aggregator, Reading};
 use crate::kernel::maps::Counters;
@@ -80,6 +80,8 @@ pub(crate) enum Input<'a> {
     Stack(&'a ResetStack),
     /// The settings of a network namespace, or that it has ended.
     Settings(u32, Option<&'a Arc<Limits>>),
+    /// What the governor holds back from now on.
+    Governed(Governed),
     /// Counters, and what is known beyond them; it asks for a snapshot.
     Reading(&'a Counters, &'a Reading),
 }
@@ -169,6 +171,14 @@ impl Intake {
         self.aggregator.settings(netns, limits);
     }
 
+    /// Tells it what the governor holds back: that goes in when it is something else than before.
+    pub(crate) fn governed(&mut self, governed: Governed) {
+        if self.aggregator.is_governed() != Some(governed) {
+            self.record(Input::Governed(governed));
+            self.aggregator.governed(governed);
+        }
+    }
+
     /// Gives it counters, and asks for a snapshot.
     pub(crate) fn read(&mut self, counters: &Counters, reading: &Reading) -> Arc<Snapshot> {
         self.record(Input::Reading(counters, reading));
@@ -194,6 +204,10 @@ impl Intake {
             }
             Input::Settings(netns, limits) => {
                 self.setting(netns, limits);
+                None
+            }
+            Input::Governed(governed) => {
+                self.governed(governed);
                 None
             }
             Input::Reading(counters, reading) => return Some(self.read(counters, reading)),

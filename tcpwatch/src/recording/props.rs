@@ -9,7 +9,7 @@ use tcpwatch_common::record::{ABI, ConnRecord, Header, Kind, ListenerRecord, enc
 
 use super::*;
 use crate::aggregate::owners::Named;
-use crate::aggregate::snapshot::{Compared, NamespaceStats, ProbeState, ProbeStatus, ProgramStats};
+use crate::aggregate::snapshot::{Compared, Governed, NamespaceStats, ProbeState, ProbeStatus, ProgramStats};
 use crate::kernel::maps::SlotCounters;
 use crate::metrics::Recorded;
 
@@ -24,6 +24,7 @@ enum Owned {
     Gone(u64),
     Stack(ResetStack),
     Settings(u32, Option<Arc<Limits>>),
+    Governed(Governed),
     Reading(Box<(Counters, Reading)>),
 }
 
@@ -36,6 +37,7 @@ impl Owned {
             Input::Gone(cookie) => Self::Gone(cookie),
             Input::Stack(stack) => Self::Stack(stack.clone()),
             Input::Settings(netns, limits) => Self::Settings(netns, limits.cloned()),
+            Input::Governed(governed) => Self::Governed(governed),
             Input::Reading(counters, reading) => Self::Reading(Box::new((counters.clone(), reading.clone()))),
         }
     }
@@ -48,6 +50,7 @@ impl Owned {
             Self::Gone(cookie) => Input::Gone(*cookie),
             Self::Stack(stack) => Input::Stack(stack),
             Self::Settings(netns, limits) => Input::Settings(*netns, limits.as_ref()),
+            Self::Governed(governed) => Input::Governed(*governed),
             Self::Reading(both) => Input::Reading(&both.0, &both.1),
         }
     }
@@ -178,6 +181,11 @@ fn inputs() -> impl Strategy<Value = Vec<Owned>> {
             .prop_map(|(what, number, name)| Owned::Name(what, number, name)),
         1 => stack().prop_map(Owned::Stack),
         1 => settings(),
+        1 => any::<[u64; 7]>().prop_map(|words| {
+            let mut governed = Governed::default();
+            governed.words().into_iter().zip(words).for_each(|(place, word)| *place = word);
+            Owned::Governed(governed)
+        }),
         2 => reading(),
     ];
     vec(input, 0..25)

@@ -79,7 +79,7 @@ impl<R: Read> Recording<R> {
             Input::Record(_) => self.seen.records += 1,
             Input::Listening(_) => self.seen.listeners += 1,
             Input::Name(..) => self.seen.names += 1,
-            Input::Gone(_) | Input::Settings(..) => {}
+            Input::Gone(_) | Input::Settings(..) | Input::Governed(_) => {}
             Input::Stack(_) => self.seen.stacks += 1,
             Input::Reading(..) => self.seen.readings += 1,
         }

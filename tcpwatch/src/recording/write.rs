@@ -112,7 +112,7 @@ impl<W: Write> Recorder<W> {
             Input::Listening(_) => &mut self.written.listeners,
             Input::Name(..) => &mut self.written.names,
             // The sum of the checks tells whether one is missing.
-            Input::Gone(_) | Input::Settings(..) => uncounted,
+            Input::Gone(_) | Input::Settings(..) | Input::Governed(_) => uncounted,
             Input::Stack(_) => &mut self.written.stacks,
             Input::Reading(..) => &mut self.written.readings,
         };

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tcpwatch_common::counters::pass;
+
 use super::{listeners, namespaces};
 use crate::config::Config;
 use crate::daemon::{DaemonError, Inbox};
@@ -97,6 +99,17 @@ impl Walker {
         }
         let took = sys::monotonic_ns() - began;
         self.next_owners_ns = began + OWNERS_NS.max(took * WALK_SHARE);
+    }
+
+    /// Lets every connection follow an interval that holds from now on, wherever in the one before it is.
+    pub(crate) fn spread(&mut self, maps: &mut Maps, ebpf: &aya::Ebpf, interval: Duration) {
+        if !self.works {
+            return;
+        }
+        if let Err(error) = iterate::tracked_for(pass::SPREAD, maps, ebpf) {
+            log::debug!("connections follow the new interval of records after the one that they are in: {error}");
+        }
+        self.next_ns = self.next_ns.min(sys::monotonic_ns() + interval.as_nanos() as u64 * 9 / 10);
     }
 
     /// To be called once a tick.

@@ -3,6 +3,8 @@
 
 use std::collections::HashSet;
 
+use tcpwatch_common::counters::pass;
+
 use crate::daemon::Inbox;
 use crate::kernel::iterate;
 use crate::kernel::maps::Maps;
@@ -31,17 +33,14 @@ impl RollCall {
             return;
         }
         let known: HashSet<u64> = inbox.intake.aggregator().cookies().collect();
-        let answer = maps.call_roll(true).map_err(std::io::Error::other).and_then(|()| iterate::tracked(ebpf));
-        // Whatever came of it, the next pass is to read.
-        match (maps.call_roll(false), answer) {
-            (Ok(()), Ok(answer)) => {
+        match iterate::tracked_for(pass::ROLL_CALL, maps, ebpf) {
+            Ok(answer) => {
                 self.lost = lost;
                 for cookie in self.absent(known, &answer) {
                     inbox.intake.gone(cookie);
                 }
             }
-            (Err(error), _) => log::debug!("connections are read after the next roll call: {error}"),
-            (_, Err(error)) => log::debug!("connections whose end was lost stay in the table: {error}"),
+            Err(error) => log::debug!("connections whose end was lost stay in the table: {error}"),
         }
         let took = sys::monotonic_ns() - began;
         self.next_ns = began + EVERY_NS.max(took * SHARE);

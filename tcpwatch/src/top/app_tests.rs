@@ -2,11 +2,11 @@
 
 use super::super::ask::Page;
 use super::*;
+use crate::aggregate::kept::Kept;
 use crate::api::Listing;
 use crate::api::connection::tests::{busy, shown};
 use crate::api::service;
 use crate::top::view::tests::answered;
-use std::sync::Arc;
 
 /// A daemon with so many connections, which answers what is asked.
 struct Daemon {
@@ -20,7 +20,7 @@ impl Daemon {
             let mut record = busy(cookie);
             record.bytes_sent = cookie;
             record.key.remote_port = 1000 + cookie as u16;
-            Arc::new(record)
+            Kept::new(&record)
         });
         Self { listing: Listing { records: records.collect(), ..Listing::default() }, second: 0 }
     }
@@ -31,14 +31,19 @@ impl Daemon {
         let rows = match &question.rows {
             Some((Table::Connections, order)) => {
                 let (page, total) = self.listing.page(250, &order.selection().unwrap());
-                let rows = page.into_iter().map(|record| shown(record)).collect();
+                let rows = page.into_iter().map(|kept| shown(&kept.record())).collect();
                 Rows::Connections(Page { rows, offset: order.offset, total })
             }
             Some((Table::Services, order)) => Rows::Services(order.page(service::tests::busy()).unwrap()),
             _ => Rows::None,
         };
         let focus = question.focus.map(|cookie| Focus {
-            connection: self.listing.records.iter().find(|r| r.cookie == cookie).map(|r| shown(r)),
+            connection: self
+                .listing
+                .records
+                .iter()
+                .find(|kept| kept.cookie == cookie)
+                .map(|kept| shown(&kept.record())),
             explained: None,
         });
         let input = answered(app, self.second, rows, focus);
@@ -180,9 +185,10 @@ fn the_chosen_row_stays_chosen_where_the_order_puts_it() {
     let (mut daemon, mut app) = started(50);
     daemon.press(&mut app, [Key::Down, Key::Down]);
     assert_eq!((chosen(&app), app.connections.selected), (47, 2));
-    for record in &mut daemon.listing.records {
-        let record = Arc::get_mut(record).unwrap();
+    for kept in &mut daemon.listing.records {
+        let mut record = kept.record();
         record.bytes_sent = if record.cookie == 47 { 1 } else { record.bytes_sent + 100 };
+        *kept = Kept::new(&record);
     }
     daemon.answer(&mut app);
     assert_eq!((chosen(&app), app.connections.selected), (47, 49));

@@ -97,7 +97,7 @@ impl Player {
             Some((Table::Connections, order)) => {
                 let listing = aggregator.listing(snapshot.ktime_ns);
                 let (page, total) = listing.page(ticks, &order.selection()?);
-                let rows = page.into_iter().map(|record| listing.connection(record, ticks)).collect();
+                let rows = page.into_iter().map(|kept| listing.connection(&kept.record(), ticks)).collect();
                 Rows::Connections(Page { rows, offset: order.offset, total })
             }
             Some((Table::Services, order)) => {

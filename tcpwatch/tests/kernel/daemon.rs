@@ -57,6 +57,10 @@ impl Daemon {
             .map(|ns| format!("\"/proc/{}/fd/{}\"", std::process::id(), ns.fd().as_raw_fd()))
             .collect();
         let mut text = format!("listen = \"127.0.0.1:0\"\nnetns = [{}]\n{more}\n", paths.join(", "));
+        if !more.contains("cpu_budget") {
+            // A daemon that is not optimised, and is scraped without a pause, shall hold nothing back for that.
+            text.push_str("cpu_budget = \"10000%\"\n");
+        }
         writeln!(text, "socket = \"{}\"", folder.path().join("tcpwatch.sock").display())?;
         fs::write(folder.path().join("tcpwatch.toml"), text)?;
         let (first, rest) = words.split_first().context("no words")?;

@@ -12,6 +12,7 @@ mod experiments;
 mod explain;
 mod fallbacks;
 mod fire;
+mod governor;
 mod hardship;
 mod limits;
 mod operations;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
     trials.extend(explain::trials());
     trials.extend(soak::trials());
     trials.extend(overflow::trials());
+    trials.extend(governor::trials());
     trials.extend(operations::trials());
     trials.extend(prometheus::trials());
     trials.extend(recording::trials());

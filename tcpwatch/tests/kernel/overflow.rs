@@ -135,7 +135,7 @@ fn many_listeners() -> Result<()> {
 
 /// Waits until `ends` ends of connections were opened and closed: all of them counted, but for those events that the kernel
 /// withheld because the program was running on that CPU, which are shown.
-fn all_ended(daemon: &Daemon, ends: i64) -> Result<Metrics> {
+pub(crate) fn all_ended(daemon: &Daemon, ends: i64) -> Result<Metrics> {
     let counts = |m: &Metrics| {
         (
             m.count("tcpwatch_connections_opened_total", &[]),
@@ -154,17 +154,13 @@ fn all_ended(daemon: &Daemon, ends: i64) -> Result<Metrics> {
     Ok(metrics)
 }
 
-fn churn() -> Result<()> {
-    /// Long enough to fill the ring many times.
-    const DURATION: Duration = Duration::from_secs(10);
-    let ns = Netns::new()?;
+/// Makes connections over loopback, one after the other as fast as it goes, and ends them. Returns how many there were.
+pub(crate) fn connect_while(ns: &Netns, port: u16, mut go_on: impl FnMut() -> bool + Send) -> Result<i64> {
     // All closes leave TIME_WAIT on the server's side, whose ports are not used up.
     ns.sysctl("net.ipv4.tcp_max_tw_buckets", "1000")?;
-    let daemon = Daemon::with(&[&ns], "ring_bytes = 16384")?;
-    let before = ns.counters()?;
     let stop = AtomicBool::new(false);
     let made = AtomicU64::new(0);
-    let listener = ns.run(|| TcpListener::bind("127.0.0.1:8080"))?;
+    let listener = ns.run(|| TcpListener::bind(("127.0.0.1", port)))?;
     let address = listener.local_addr()?;
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -175,10 +171,10 @@ fn churn() -> Result<()> {
                 }
             }
         });
-        let client = scope.spawn(|| {
+        let (stop, made) = (&stop, &made);
+        let client = scope.spawn(move || {
             ns.run(|| -> std::io::Result<()> {
-                let until = Instant::now() + DURATION;
-                while Instant::now() < until {
+                while go_on() {
                     let mut stream = TcpStream::connect(address)?;
                     // The server closes first; the end of its stream says that it has.
                     std::io::Read::read(&mut stream, &mut [0])?;
@@ -195,7 +191,17 @@ fn churn() -> Result<()> {
         client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
         Ok::<_, anyhow::Error>(())
     })?;
-    let made = made.load(Ordering::Relaxed) as i64 + 1;
+    Ok(made.load(Ordering::Relaxed) as i64 + 1)
+}
+
+fn churn() -> Result<()> {
+    /// Long enough to fill the ring many times.
+    const DURATION: Duration = Duration::from_secs(10);
+    let ns = Netns::new()?;
+    let daemon = Daemon::with(&[&ns], "ring_bytes = 16384")?;
+    let before = ns.counters()?;
+    let until = Instant::now() + DURATION;
+    let made = connect_while(&ns, 8080, || Instant::now() < until)?;
     let metrics = all_ended(&daemon, 2 * made)?;
     let kernel = ns.counters()?.delta(&before);
     equal("active opens", made, kernel.get("Tcp", "ActiveOpens")?, &metrics)?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::metrics::model::Type;
+use crate::metrics::model::{Type, Values};
 use std::collections::BTreeSet;
 
 #[test]

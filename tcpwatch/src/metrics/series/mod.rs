@@ -3,30 +3,27 @@
 //! The functions decide nothing about names; the order of the label values is that of the labels in the catalogue.
 
 mod gather;
-
-use std::collections::BTreeMap;
+mod own;
 
 use tcpwatch_common::close::CloseCause;
-use tcpwatch_common::counters::{Loss, dist, group, reason};
+use tcpwatch_common::counters::{dist, group, reason};
 use tcpwatch_common::hist::{LOG2_BUCKETS, RTT_BUCKETS, rtt_lower};
 use tcpwatch_common::limits::{LIMITS, SIDES};
-use tcpwatch_common::record::Kind;
 use tcpwatch_common::reset::{REASONS, ResetCause, ResetOrigin};
 use tcpwatch_common::retransmit::RetransmitCause;
 use tcpwatch_common::state::STATES;
 
-use super::catalog::{
-    self, COMPARED, DECODE_REASONS, MODES, MOST_LISTENERS, MOST_NAMESPACES, PERCENTILES, RTT_EDGES, RTT_FIRST_US,
-};
+use super::catalog::{self, COMPARED, MOST_LISTENERS, MOST_NAMESPACES, PERCENTILES, RTT_EDGES, RTT_FIRST_US};
 use super::monotone::Settled;
 use super::native;
 use super::process::Process;
 use crate::aggregate::exemplars::Exemplars;
-use crate::aggregate::snapshot::{GroupTotals, ListenerStats, ProbeState, Service, Snapshot};
+use crate::aggregate::snapshot::{GroupTotals, ListenerStats, Service, Snapshot};
 use crate::explain;
 use crate::storm::{self, Pair, Report};
 
 pub(crate) use gather::{Mark, One, Series};
+pub(super) use own::*;
 
 /// Everything that a scrape sees.
 #[derive(Debug)]
@@ -369,163 +366,6 @@ fn per_storm(view: &View<'_>, out: &mut Series, value: fn(&Report, &Pair) -> u64
             out.count(&[totals.direction.name(), &service, name], value(&snapshot.storms, &pair));
         }
     }
-}
-
-pub(super) fn events(view: &View<'_>, out: &mut Series) {
-    let Some(snapshot) = view.snapshot() else { return };
-    for (kind, count) in Kind::ALL.iter().zip(snapshot.own.events) {
-        out.count(&[kind.name()], count);
-    }
-}
-
-pub(super) fn lost(view: &View<'_>, out: &mut Series) {
-    let Some(snapshot) = view.snapshot() else { return };
-    let own = &snapshot.own;
-    // One program may have several ways to lose something in one place.
-    let mut losses = BTreeMap::new();
-    for (loss, count) in Loss::ALL.iter().zip(own.losses) {
-        let sum: &mut u64 = losses.entry((loss.place(), loss.program())).or_default();
-        *sum = sum.saturating_add(count);
-    }
-    for ((place, program), count) in losses {
-        out.count(&[place, program], count);
-    }
-    for program in &own.programs {
-        out.count(&["recursion", &program.name], program.recursion_misses);
-    }
-    out.count(&["decode", "daemon"], own.decode_errors.iter().map(|(_, count)| count).sum());
-    out.count(&["table", "daemon"], own.table.evicted);
-}
-
-pub(super) fn decode_errors(view: &View<'_>, out: &mut Series) {
-    let Some(snapshot) = view.snapshot() else { return };
-    for reason in DECODE_REASONS {
-        let errors = snapshot.own.decode_errors.iter().filter(|(name, _)| *name == reason);
-        out.count(&[reason], errors.map(|(_, count)| count).sum());
-    }
-}
-
-pub(super) fn program_runs(view: &View<'_>, out: &mut Series) {
-    for program in view.snapshot().iter().flat_map(|snapshot| &snapshot.own.programs) {
-        if let Some(runs) = program.runs {
-            out.count(&[&program.name], runs);
-        }
-    }
-}
-
-pub(super) fn program_time(view: &View<'_>, out: &mut Series) {
-    for program in view.snapshot().iter().flat_map(|snapshot| &snapshot.own.programs) {
-        if let Some(mean) = program.mean_run_seconds {
-            out.value(&[&program.name], mean);
-        }
-    }
-}
-
-pub(super) fn sampling_mode(view: &View<'_>, out: &mut Series) {
-    let Some(snapshot) = view.snapshot() else { return };
-    for mode in MODES {
-        out.flag(&[mode], mode == snapshot.facts.sampling_mode);
-    }
-}
-
-pub(super) fn probes(view: &View<'_>, out: &mut Series) {
-    for probe in view.snapshot().iter().flat_map(|snapshot| &snapshot.facts.probes) {
-        let attached = match probe.state {
-            ProbeState::Attached => true,
-            ProbeState::Unsupported(_) | ProbeState::Broken(_) => false,
-        };
-        out.flag(&[&probe.probe, &probe.hook], attached);
-    }
-}
-
-pub(super) fn sample_interval(view: &View<'_>, out: &mut Series) {
-    if let Some(snapshot) = view.snapshot() {
-        out.value(&[], snapshot.own.sample_interval_seconds);
-    }
-}
-
-pub(super) fn snapshot_age(view: &View<'_>, out: &mut Series) {
-    if view.settled.is_some() {
-        out.value(&[], view.snapshot_age_seconds);
-    }
-}
-
-pub(super) fn ring_size(view: &View<'_>, out: &mut Series) {
-    if let Some(snapshot) = view.snapshot() {
-        out.count(&[], snapshot.own.ring_bytes);
-    }
-}
-
-pub(super) fn ring_used(view: &View<'_>, out: &mut Series) {
-    if let Some(snapshot) = view.snapshot() {
-        out.count(&[], snapshot.own.ring_used_bytes);
-    }
-}
-
-pub(super) fn map_memory(view: &View<'_>, out: &mut Series) {
-    if let Some(snapshot) = view.snapshot() {
-        out.count(&[], snapshot.own.map_bytes);
-    }
-}
-
-pub(super) fn table_entries(view: &View<'_>, out: &mut Series) {
-    if let Some(snapshot) = view.snapshot() {
-        out.count(&[], snapshot.own.table.entries);
-    }
-}
-
-pub(super) fn table_capacity(view: &View<'_>, out: &mut Series) {
-    if let Some(snapshot) = view.snapshot() {
-        out.count(&[], snapshot.own.table.capacity);
-    }
-}
-
-pub(super) fn scrape_duration(view: &View<'_>, out: &mut Series) {
-    view.scrape_seconds.iter().for_each(|seconds| out.value(&[], *seconds));
-}
-
-pub(super) fn disconnects(view: &View<'_>, out: &mut Series) {
-    out.count(&[], view.disconnects);
-}
-
-pub(super) fn build_info(_: &View<'_>, out: &mut Series) {
-    let commit = option_env!("TCPWATCH_COMMIT").unwrap_or_default();
-    let compiler = option_env!("TCPWATCH_BPF_COMPILER").unwrap_or_default();
-    out.flag(&[env!("CARGO_PKG_VERSION"), commit, compiler], true);
-}
-
-pub(super) fn kernel_info(view: &View<'_>, out: &mut Series) {
-    if let Some(snapshot) = view.snapshot() {
-        out.flag(&[&snapshot.facts.kernel_release], true);
-    }
-}
-
-pub(super) fn cpu_seconds(view: &View<'_>, out: &mut Series) {
-    view.process.cpu_seconds.iter().for_each(|value| out.value(&[], *value));
-}
-
-pub(super) fn resident_memory(view: &View<'_>, out: &mut Series) {
-    view.process.resident_bytes.iter().for_each(|value| out.count(&[], *value));
-}
-
-pub(super) fn virtual_memory(view: &View<'_>, out: &mut Series) {
-    view.process.virtual_bytes.iter().for_each(|value| out.count(&[], *value));
-}
-
-pub(super) fn open_fds(view: &View<'_>, out: &mut Series) {
-    view.process.open_fds.iter().for_each(|value| out.count(&[], *value));
-}
-
-pub(super) fn max_fds(view: &View<'_>, out: &mut Series) {
-    view.process.max_fds.iter().for_each(|value| out.count(&[], *value));
-}
-
-pub(super) fn threads(view: &View<'_>, out: &mut Series) {
-    view.process.threads.iter().for_each(|value| out.count(&[], *value));
-}
-
-pub(super) fn start_time(view: &View<'_>, out: &mut Series) {
-    view.process.start_time_seconds.iter().for_each(|value| out.value(&[], *value));
 }
 
 #[cfg(test)]

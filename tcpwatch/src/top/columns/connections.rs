@@ -6,7 +6,7 @@ use crate::api::{ends, state_name};
 use crate::filter::ConnFacts;
 
 impl Row for Connection {
-    type Key = for<'a> fn(ConnFacts<'a>) -> Key<'a>;
+    type Key = for<'n> fn(ConnFacts<'_, 'n>) -> Key<'n>;
     type Id = u64;
     const COLUMNS: &'static [Column<Self>] = table! {
         "local" "LOCAL" 12 0 Address ["local_address", "local_port"] "our address and port",
@@ -60,7 +60,7 @@ impl Row for Connection {
             |f| number(f.record.zero_windows.iter().fold(0_u64, |sum, count| sum + u64::from(*count)));
         "owner" "OWNER" 10 1 Text ["owner.comm", "pid"] "name and number of the process that owns it",
             |c| c.pid.map_or_else(|| "-".to_owned(), |pid| format!("{}/{pid}", c.comm)),
-            |f| if f.record.pid == 0 { Key::Nothing } else { Key::Name(&f.record.comm, f.record.pid) };
+            |f| if f.record.pid == 0 { Key::Nothing } else { Key::Name(f.record.comm, f.record.pid) };
         "unit" "UNIT" 16 12 Text ["owner.unit"] "systemd unit of its owner",
             |c| or_dash(c.owner.unit.as_deref()),
             |f| Key::text(f.cgroup().and_then(|group| group.unit.as_deref()));
@@ -101,7 +101,7 @@ fn limits(connection: &Connection) -> String {
 }
 
 /// The same by the record: what took most.
-fn limit(facts: &ConnFacts<'_>) -> Option<&'static str> {
+fn limit(facts: &ConnFacts<'_, '_>) -> Option<&'static str> {
     let record = facts.record;
     let [congestion, receive, buffer] = record.limited_jiffies.map(|jiffies| facts.moment.us(jiffies));
     let watched_us = match record.established_ns {
@@ -116,9 +116,9 @@ fn limit(facts: &ConnFacts<'_>) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aggregate::kept::Kept;
     use crate::api::connection::tests::{busy, shown};
     use crate::api::{Listing, Selection};
-    use std::sync::Arc;
 
     #[test]
     fn records_are_sorted_as_connections_say() {
@@ -129,7 +129,7 @@ mod tests {
                 record.state = 1 + (i % 11) as u8;
                 record.limited_jiffies = [(i % 3) as u32 * 5000, (i % 5) as u32 * 900, (i % 2) as u32 * 9000];
                 record.pid = (i % 9) as u32;
-                Arc::new(record)
+                Kept::new(&record)
             })
             .collect();
         let listing = Listing { ktime_ns: 10_000_000_000, records, ..Listing::default() };
@@ -138,7 +138,7 @@ mod tests {
             let words = |selection: &Selection| -> Vec<_> {
                 let (page, total) = listing.page(250, selection);
                 assert_eq!(total, 200);
-                page.into_iter().map(|r| ((column.text)(&listing.connection(r, 250)), r.cookie)).collect()
+                page.into_iter().map(|r| ((column.text)(&listing.connection(&r.record(), 250)), r.cookie)).collect()
             };
             let sorted = words(&all);
             // Equal words are neighbours, whatever the order.

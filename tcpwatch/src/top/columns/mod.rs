@@ -12,6 +12,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use serde::Serialize;
+use tcpwatch_common::conn::COMM_LEN;
 
 use crate::filter::Subject;
 
@@ -87,7 +88,7 @@ pub(crate) enum Key<'a> {
     Number(Reverse<u64>),
     Text(&'a str),
     /// A name and a number.
-    Name(&'a [u8], u32),
+    Name([u8; COMM_LEN], u32),
     Address(SocketAddr),
     Nothing,
 }
@@ -96,6 +97,13 @@ impl<'a> Key<'a> {
     fn text(text: Option<&'a str>) -> Self {
         text.map_or(Self::Nothing, Self::Text)
     }
+}
+
+/// As much of a name as a process can have.
+fn start_of(name: &str) -> [u8; COMM_LEN] {
+    let mut start = [0; COMM_LEN];
+    start.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+    start
 }
 
 fn number<'a>(value: impl Into<u64>) -> Key<'a> {

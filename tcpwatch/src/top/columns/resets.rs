@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Column, Key, Kind, Row, bytes, container, duration, number, or_dash, table};
+use super::{Column, Key, Kind, Row, bytes, container, duration, number, or_dash, start_of, table};
 use crate::api::resets::{Reset, Socket};
 
 impl Row for Reset {
@@ -36,7 +36,7 @@ impl Row for Reset {
             |r| or_dash(r.reason.as_deref()), |r| Key::text(r.reason.as_deref());
         "owner" "OWNER" 10 2 Text ["owner.comm", "owner.pid"] "the process that had the socket, or listens at the port",
             |r| owner(r).unwrap_or_else(|| "-".to_owned()),
-            |r| r.owner.as_ref().map_or(Key::Nothing, |o| Key::Name(o.comm.as_bytes(), o.pid.unwrap_or(0)));
+            |r| r.owner.as_ref().map_or(Key::Nothing, |o| Key::Name(start_of(&o.comm), o.pid.unwrap_or(0)));
         "unit" "UNIT" 16 12 Text ["owner.unit"] "systemd unit of that process",
             |r| or_dash(r.owner.as_ref().and_then(|o| o.unit.as_deref())),
             |r| Key::text(r.owner.as_ref().and_then(|o| o.unit.as_deref()));

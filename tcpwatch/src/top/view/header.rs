@@ -6,7 +6,7 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Sparkline, Tabs};
 
-use crate::api::status::Status;
+use crate::api::status::{Governor, Status};
 
 use super::super::app::App;
 use super::super::ask::Table;
@@ -46,8 +46,13 @@ fn daemon(app: &App, status: &Status, theme: Theme) -> Line<'static> {
         Span::raw("  "),
         Span::styled(format!("lost {lost}"), if lost > 0 { theme.bad() } else { plain }),
     ];
+    // Before the cost: a narrow screen has no room for both, and this is what explains the numbers below.
+    if let Some(governor) = status.governor.as_ref().filter(|governor| governor.level > 0) {
+        line.push(Span::styled(held_back(governor, status.sample_interval_ms), theme.bad()));
+    }
     if let Some(cost) = app.trend.cpu_percent() {
-        line.push(Span::raw(format!("  cost {cost:.2} % of a CPU")));
+        let budget = status.governor.as_ref().map(|governor| format!(" of {}", governor.cpu_budget_percent));
+        line.push(Span::raw(format!("  cost {cost:.2}{} % of a CPU", budget.unwrap_or_default())));
     }
     if let Some(position) = app.position {
         let end = if position.ended { ", the last" } else { "" };
@@ -57,6 +62,14 @@ fn daemon(app: &App, status: &Status, theme: Theme) -> Line<'static> {
         line.push(Span::styled("  PAUSED", plain.add_modifier(Modifier::REVERSED)));
     }
     Line::from(line)
+}
+
+/// What the governor does to keep the budgets.
+fn held_back(governor: &Governor, interval_ms: u64) -> String {
+    let interval = interval_ms as f64 / 1e3;
+    let thinned = (1.0 / governor.histogram_ratio).round();
+    let thinned = if thinned > 1.0 { format!(", 1/{thinned} of RTTs") } else { String::new() };
+    format!("  every {interval:.1} s{thinned}")
 }
 
 fn host(app: &App, status: &Status) -> Line<'static> {
