@@ -8,21 +8,29 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
+    dist_build::{Arch, CLibrary, Linkage, Place, Program, build, inspect},
     dist_test,
-    process::{cargo, root, say, stdout_of, succeed, target_dir},
+    process::{as_root, say, stdout_of, succeed, target_dir},
     setup,
 };
 
 /// Make the Debian package and the static tarball, in target/dist
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Pack this program in place of one that is built for it; the tarball is then left out
+    /// Build for this machine [default: the one it runs on]
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Pack this program in place of those that are built: a static one as the tarball, another as the Debian package
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Install, start, upgrade, remove and purge the package in a clean root of the distribution (root, debootstrap)
+    /// Build everything again in another folder, hold the files against each other, and test them
+    #[arg(long, conflicts_with_all = ["arch", "binary"])]
+    twice: bool,
+    /// Install, start, upgrade, remove and purge the package in a clean root of the distribution (root, debootstrap),
+    /// and run what is in the tarball in a root with nothing else in it
     #[arg(long)]
     test: bool,
 }
@@ -36,80 +44,76 @@ const FOR_DASHBOARDS: [&str; 6] = [
     "deploy/grafana/tcpwatch-services.json",
     "deploy/grafana/tcpwatch-itself.json",
 ];
-/// The Debian package links with the C library of the distribution, the tarball with none.
-const DEBIAN: &str = "x86_64-unknown-linux-gnu";
-const STATIC: &str = "x86_64-unknown-linux-musl";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let out = target_dir()?.join("dist");
-    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let binary = if let Some(binary) = &args.binary {
-        binary.clone()
-    } else {
-        setup::ensure_toolchain()?;
-        build(DEBIAN)?
-    };
-    let package = package(&binary, &out)?;
-    say!("{}", package.display());
-    if args.test {
-        dist_test::run(&package)?;
+    if args.twice {
+        return twice();
     }
-    if args.binary.is_none() {
-        // Its standard library is the one thing that only rustup has.
-        succeed(Command::new("rustup").args(["target", "add", STATIC]).stdin(Stdio::null()))?;
-        say!("{}", tarball(&build(STATIC)?, &out)?.display());
+    let target = target_dir()?;
+    let out = target.join("dist");
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let place = Place::here(target)?;
+    let here = Arch::here()?;
+    let arch = args.arch.unwrap_or(here);
+    ensure!(!args.test || arch == here, "what is made for {} cannot be run here", arch.debian());
+    // One after the other, each used before the next is built: it may take the place of the former.
+    let pack = |binary: &Path, speaker: &Path| -> Result<()> {
+        let made = pack(&place, binary, speaker, &out)?;
+        say!("{}", made.display());
+        if args.test { dist_test::run(&made) } else { Ok(()) }
+    };
+    if let Some(binary) = &args.binary {
+        return pack(binary, binary);
+    }
+    setup::ensure_toolchain()?;
+    // It writes the manual and the completions, so that it has to run here.
+    let speaker = if arch == here { None } else { Some(build(&place, here, Linkage::Dynamic)?) };
+    for linkage in [Linkage::Dynamic, Linkage::Static] {
+        let binary = build(&place, arch, linkage)?;
+        pack(&binary, speaker.as_deref().unwrap_or(&binary))?;
     }
     Ok(())
 }
 
-/// Makes both twice, compares, and tests what was made; for `cargo xtask test full`.
+/// Makes both twice, from two folders, compares, and tests what was made; for `cargo xtask test full`.
 pub(crate) fn twice() -> Result<()> {
-    let out = target_dir()?.join("dist");
-    let made = |which: &str| -> Result<Vec<(PathBuf, Vec<u8>)>> {
-        let out = out.join(which);
-        fs::create_dir_all(&out)?;
-        let files = [package(&build(DEBIAN)?, &out)?, tarball(&build(STATIC)?, &out)?];
-        files.into_iter().map(|path| Ok((path.clone(), fs::read(&path)?))).collect()
-    };
     setup::ensure_toolchain()?;
-    succeed(Command::new("rustup").args(["target", "add", STATIC]).stdin(Stdio::null()))?;
-    let first = made("first")?;
-    // Nothing of the first build is left for the second.
-    for target in [DEBIAN, STATIC] {
-        succeed(cargo()?.args(["clean", "--quiet", "--release", "--package", "tcpwatch", "--target", target]))?;
+    let here = Arch::here()?;
+    let elsewhere = tempfile::tempdir()?;
+    let first = Place::here(target_dir()?)?;
+    let second = first.copied(elsewhere.path())?;
+    let mut programs = Vec::new();
+    for linkage in [Linkage::Dynamic, Linkage::Static] {
+        let made = |place: &Place| -> Result<_> {
+            let program = build(place, here, linkage)?;
+            let out = place.target.join("dist");
+            let path = pack(place, &program, &program, &out)?;
+            Ok((program, path.clone(), fs::read(path)?))
+        };
+        let ((program, path, one), (_, other_path, other)) = (made(&first)?, made(&second)?);
+        ensure!(path.file_name() == other_path.file_name(), "{} and {}", path.display(), other_path.display());
+        ensure!(one == other, "{} is another file when it is built in another folder", path.display());
+        say!("{}: {} bytes, the same when it is built in another folder", path.display(), one.len());
+        programs.push(program);
     }
-    for ((path, one), (_, other)) in first.iter().zip(made("second")?) {
-        ensure!(*one == other, "{} is another file when it is built again", path.display());
+    drop(elsewhere);
+    let xtask = env::current_exe().context("where is this xtask?")?;
+    let xtask = xtask.to_str().context("a path is not UTF-8")?;
+    let epoch = format!("SOURCE_DATE_EPOCH={}", first.epoch);
+    for program in programs {
+        let program = program.to_str().context("a path is not UTF-8")?;
+        succeed(&mut as_root(&["env", &epoch, xtask, "dist", "--binary", program, "--test"])?)?;
     }
-    let (package, _) = first.first().context("no package")?;
-    dist_test::run(package)
+    Ok(())
 }
 
-/// A program without a path of this machine in it.
-fn build(target: &str) -> Result<PathBuf> {
-    let home = env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo")))?;
-    let flags = format!("--remap-path-prefix={home}=/cargo --remap-path-prefix={}=/tcpwatch", root()?.display());
-    let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
-    let mut command = cargo()?;
-    command.args(["build", "--release", "--locked", "--package", "tcpwatch", "--target", target]).env(variable, flags);
-    // The profile of the kernel objects is the same; their paths are not in the program.
-    command.env("CARGO_PROFILE_RELEASE_STRIP", "symbols").env("SOURCE_DATE_EPOCH", epoch()?);
-    if target == STATIC {
-        command.env("CC_x86_64_unknown_linux_musl", "musl-gcc");
+/// The Debian package or the tarball, as the program is linked; `speaker` is one like it that runs here.
+fn pack(place: &Place, binary: &Path, speaker: &Path, out: &Path) -> Result<PathBuf> {
+    match inspect(binary)? {
+        Program { arch, c_library: CLibrary::Dynamic(newest) } => package(place, binary, speaker, arch, newest, out),
+        Program { arch, c_library: CLibrary::Musl } => tarball(place, binary, speaker, arch, "", out),
+        Program { arch, c_library: CLibrary::Glibc } => tarball(place, binary, speaker, arch, "-glibc", out),
     }
-    succeed(&mut command)?;
-    Ok(target_dir()?.join(target).join("release/tcpwatch"))
-}
-
-/// The time that everything gets: the variable, else that of the newest commit.
-fn epoch() -> Result<String> {
-    if let Ok(time) = env::var("SOURCE_DATE_EPOCH") {
-        return Ok(time);
-    }
-    let mut git = Command::new("git");
-    git.args(["log", "-1", "--format=%ct"]).current_dir(root()?).stdin(Stdio::null());
-    let time = stdout_of(&mut git).context("set SOURCE_DATE_EPOCH, or build in a clone of the repository")?;
-    Ok(time.trim().to_owned())
 }
 
 /// A file of the package: where it goes, its mode, what is in it.
@@ -124,10 +128,10 @@ fn entry(path: &str, mode: u32, bytes: impl Into<Vec<u8>>) -> Entry {
 }
 
 /// What is installed, beneath `/usr` and `/etc`.
-fn files(binary: &Path) -> Result<Vec<Entry>> {
-    let root = root()?;
+fn files(place: &Place, binary: &Path, speaker: &Path) -> Result<Vec<Entry>> {
+    let root = &place.root;
     let read = |path: &str| fs::read(root.join(path)).with_context(|| format!("cannot read {path}"));
-    let ask = |words: &[&str]| stdout_of(Command::new(binary).args(words).stdin(Stdio::null()));
+    let ask = |words: &[&str]| stdout_of(Command::new(speaker).args(words).stdin(Stdio::null()));
     let mut files = vec![
         entry(
             "usr/bin/tcpwatch",
@@ -150,7 +154,7 @@ fn files(binary: &Path) -> Result<Vec<Entry>> {
         files.push(entry(&format!("usr/share/tcpwatch/{name}"), 0o644, read(path)?));
     }
     for page in beneath(&root.join("docs"))? {
-        let name = page.strip_prefix(&root)?.display().to_string();
+        let name = page.strip_prefix(root)?.display().to_string();
         files.push(entry(&format!("usr/share/doc/tcpwatch/{name}"), 0o644, fs::read(&page)?));
     }
     for page in ask(&["docs", "man-list"])?.lines() {
@@ -197,24 +201,24 @@ fn lay_out(folder: &Path, files: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-fn package(binary: &Path, out: &Path) -> Result<PathBuf> {
-    let version = version(binary)?;
-    let files = files(binary)?;
+fn package(place: &Place, binary: &Path, speaker: &Path, arch: Arch, glibc: u32, out: &Path) -> Result<PathBuf> {
+    let version = version(speaker)?;
+    let files = files(place, binary, speaker)?;
     let folder = tempfile::tempdir()?;
     // What umask the builder has is nobody's business.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
     lay_out(folder.path(), &files)?;
-    let root = root()?;
-    let script =
-        |name: &str| fs::read(root.join("deploy/debian").join(name)).with_context(|| format!("cannot read {name}"));
+    let script = |name: &str| {
+        fs::read(place.root.join("deploy/debian").join(name)).with_context(|| format!("cannot read {name}"))
+    };
     let size: usize = files.iter().map(|file| file.bytes.len().div_ceil(1024)).sum();
     let control = format!(
-        "Package: tcpwatch\nVersion: {version}\nArchitecture: amd64\nMaintainer: the authors of tcpwatch <tcpwatch@localhost>\n\
-         Section: net\nPriority: optional\nInstalled-Size: {size}\nDepends: {}, init-system-helpers, passwd\n\
+        "Package: tcpwatch\nVersion: {version}\nArchitecture: {}\nMaintainer: the authors of tcpwatch <tcpwatch@localhost>\n\
+         Section: net\nPriority: optional\nInstalled-Size: {size}\nDepends: libc6 (>= 2.{glibc}), libgcc-s1, init-system-helpers, passwd\n\
          Homepage: https://github.com/tcpwatch/tcpwatch\nDescription: tells why a TCP connection is slow, and who reset it\n \
          A daemon that watches every TCP connection of the host from inside the\n kernel, and serves what it sees as \
          Prometheus metrics and live views.\n The kernel programs are in it: no compiler is needed.\n",
-        c_library(binary)?
+        arch.debian()
     );
     let mut debian = vec![
         entry("DEBIAN/control", 0o644, control),
@@ -225,24 +229,24 @@ fn package(binary: &Path, out: &Path) -> Result<PathBuf> {
     }
     lay_out(folder.path(), &debian)?;
     level(folder.path())?;
-    let path = out.join(format!("tcpwatch_{version}_amd64.deb"));
+    let path = out.join(format!("tcpwatch_{version}_{}.deb", arch.debian()));
     let mut command = Command::new("dpkg-deb");
     command.args(["--root-owner-group", "-Zxz", "--build"]).arg(folder.path()).arg(&path);
-    succeed(command.env("SOURCE_DATE_EPOCH", epoch()?).stdout(Stdio::null()).stdin(Stdio::null()))?;
+    succeed(command.env("SOURCE_DATE_EPOCH", &place.epoch).stdout(Stdio::null()).stdin(Stdio::null()))?;
     Ok(path)
 }
 
-fn tarball(binary: &Path, out: &Path) -> Result<PathBuf> {
-    let name = format!("tcpwatch-{}-x86_64-linux", version(binary)?);
+fn tarball(place: &Place, binary: &Path, speaker: &Path, arch: Arch, libc: &str, out: &Path) -> Result<PathBuf> {
+    let name = format!("tcpwatch-{}-{}-linux{libc}", version(speaker)?, arch.machine());
     let folder = tempfile::tempdir()?;
-    lay_out(&folder.path().join(&name), &files(binary)?)?;
+    lay_out(&folder.path().join(&name), &files(place, binary, speaker)?)?;
     level(folder.path())?;
     let path = out.join(format!("{name}.tar.gz"));
     let tar = out.join(format!("{name}.tar"));
     let mut command = Command::new("tar");
     command.args(["--create", "--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--format=gnu"]);
     command
-        .arg(format!("--mtime=@{}", epoch()?))
+        .arg(format!("--mtime=@{}", place.epoch))
         .arg("--file")
         .arg(&tar)
         .arg("--directory")
@@ -270,18 +274,4 @@ fn version(binary: &Path) -> Result<String> {
     let text = stdout_of(Command::new(binary).arg("--version").stdin(Stdio::null()))?;
     let version = text.split_whitespace().nth(1).context("the program does not tell its version")?;
     Ok(version.to_owned())
-}
-
-/// The newest version of a symbol that the program asks of the C library.
-fn c_library(binary: &Path) -> Result<String> {
-    let bytes = fs::read(binary)?;
-    let mut newest = None;
-    for at in 0..bytes.len().saturating_sub(8) {
-        if let Some(rest) = bytes[at..].strip_prefix(b"GLIBC_2.") {
-            let digits: String = rest.iter().take_while(|b| b.is_ascii_digit()).map(|b| char::from(*b)).collect();
-            newest = newest.max(digits.parse::<u32>().ok());
-        }
-    }
-    let Some(newest) = newest else { bail!("{} does not link with the C library", binary.display()) };
-    Ok(format!("libc6 (>= 2.{newest}), libgcc-s1"))
 }

@@ -1,4 +1,5 @@
 //! `cargo xtask dist --test`: the package in a clean root of the distribution: installed, started, upgraded, removed, purged.
+//! And the tarball, unpacked where there is nothing else.
 //!
 //! There is no systemd in it, so that what the unit says is done by setpriv: the user, the capabilities and the folder.
 
@@ -37,6 +38,21 @@ impl Root {
         let mut command = Command::new("debootstrap");
         command.args(["--variant=minbase", suite]).arg(folder.path()).arg(mirror);
         succeed(command.stdin(Stdio::null()).stdout(Stdio::null()))?;
+        Self::with_kernel(folder)
+    }
+
+    /// One with no file in it.
+    fn empty() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+        for at in ["proc", "sys", "run/tcpwatch"] {
+            fs::create_dir_all(folder.path().join(at))?;
+        }
+        Self::with_kernel(folder)
+    }
+
+    /// What the kernel shows of itself is there.
+    fn with_kernel(folder: tempfile::TempDir) -> Result<Self> {
         let made = Self { folder };
         made.mount("proc", "proc", &[])?;
         made.mount("/sys", "sys", &["--rbind"])?;
@@ -108,7 +124,11 @@ impl Service {
         let mut words = vec!["setpriv", "--reuid=tcpwatch", "--regid=tcpwatch", "--clear-groups", "--no-new-privs"];
         words.extend(["--bounding-set", &list, "--inh-caps", &list, "--ambient-caps", &list]);
         words.extend(["/usr/bin/tcpwatch", "run", "--listen", "127.0.0.1:0"]);
-        let mut child = root.run(&words).stderr(Stdio::piped()).spawn()?;
+        Self::through(root, &words)
+    }
+
+    fn through(root: &Root, words: &[&str]) -> Result<Self> {
+        let mut child = root.run(words).stderr(Stdio::piped()).spawn()?;
         let mut lines = BufReader::new(child.stderr.take().context("no standard error")?);
         let mut said = String::new();
         loop {
@@ -155,8 +175,36 @@ fn id(root: &Root, file: &str) -> Result<u32> {
     Ok(line.split(':').nth(1).context("no number")?.parse()?)
 }
 
-/// Everything that may happen to a package.
-pub(crate) fn run(package: &Path) -> Result<()> {
+/// Everything that may happen to a package or a tarball.
+pub(crate) fn run(made: &Path) -> Result<()> {
+    if made.extension().is_some_and(|end| end == "deb") { package(made) } else { tarball(made) }
+}
+
+/// Nothing but the tarball and the kernel: no C library, no user, no shell, no folder for temporary files.
+fn tarball(tarball: &Path) -> Result<()> {
+    let root = Root::empty()?;
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--strip-components=1", "--file"]).arg(tarball).arg("--directory").arg(root.path());
+    succeed(tar.stdin(Stdio::null()))?;
+    let name = tarball.file_name().and_then(|name| name.to_str()).context("the tarball has no name")?;
+    let version = stdout_of(&mut root.run(&["/usr/bin/tcpwatch", "--version"]))?;
+    let version = version.split_whitespace().nth(1).context("it does not tell its version")?;
+    ensure!(name.starts_with(&format!("tcpwatch-{version}-")), "{name} has tcpwatch {version} in it");
+    let report = stdout_of(&mut root.run(&["/usr/bin/tcpwatch", "doctor"]))?;
+    ensure!(report.contains("tcp_probe") && !report.contains("\nmissing"), "{report}");
+    let began = Instant::now();
+    let service = Service::through(&root, &["/usr/bin/tcpwatch", "run", "--listen", "127.0.0.1:0"])?;
+    let metrics = service.scrape()?;
+    ensure!(metrics.contains(&format!("version=\"{version}\"")), "{metrics}");
+    say!("{name}: from an empty root to the first scrape: {:.1} s", began.elapsed().as_secs_f64());
+    let top = stdout_of(&mut root.run(&["/usr/bin/tcpwatch", "top", "--once"]))?;
+    ensure!(top.starts_with("LOCAL "), "top shows nothing: {top}");
+    service.stop()?;
+    ensure!(!root.has("run/tcpwatch/tcpwatch.sock"), "the socket is left behind");
+    Ok(())
+}
+
+fn package(package: &Path) -> Result<()> {
     let root = Root::new()?;
     fs::copy(package, root.path().join("tcpwatch.deb"))?;
     let began = Instant::now();

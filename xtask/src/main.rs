@@ -4,6 +4,7 @@ mod bench;
 mod benchmarks;
 mod build;
 mod dist;
+mod dist_build;
 mod dist_test;
 mod docs;
 mod fuzz;

@@ -1,7 +1,7 @@
 //! What is needed from Debian or Ubuntu, in one table, and apt to get it.
 
 use std::{
-    io,
+    fs, io,
     path::Path,
     process::{Command, Stdio},
 };
@@ -80,6 +80,32 @@ impl Apt {
         command.args(["download", "--quiet", "--option", "APT::Sandbox::User=root", package]).current_dir(folder);
         succeed(command.stdin(Stdio::null()).stdout(io::stderr()))
     }
+}
+
+/// Fetches a package of another machine into a folder. Its lists are kept apart, so that the system's apt goes on knowing
+/// its own machine only.
+pub(crate) fn download_for(arch: &str, package: &str, folder: &Path) -> Result<()> {
+    let state = tempfile::tempdir()?;
+    for part in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(state.path().join(part))?;
+    }
+    fs::write(state.path().join("status"), "")?;
+    let state = state.path().display();
+    let options = [
+        format!("Dir::State::Lists={state}/lists"),
+        format!("Dir::State::status={state}/status"),
+        format!("Dir::Cache={state}/cache"),
+        format!("APT::Architecture={arch}"),
+        format!("APT::Architectures={arch}"),
+        "APT::Sandbox::User=root".to_owned(),
+    ];
+    for words in [&["update", "--quiet"][..], &["download", "--quiet", package]] {
+        let mut command = Command::new("apt-get");
+        command.args(options.iter().flat_map(|option| ["--option", option])).args(words).current_dir(folder);
+        say!("apt-get {}, for {arch}", words.join(" "));
+        succeed(command.stdin(Stdio::null()).stdout(io::stderr()))?;
+    }
+    Ok(())
 }
 
 /// The version that would be installed, if the archive has any.

@@ -21,6 +21,8 @@ use tcpwatch_lab::{Netns, sockopt};
 
 /// Set in the environment of an actor.
 const ROLE: &str = "TCPWATCH_TEST_ACTOR";
+/// What each end of a crowd sends.
+const CROWD_BYTES: usize = 100;
 /// Longer than anything here takes, but for a hang.
 const PATIENCE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
@@ -138,6 +140,8 @@ pub(crate) fn played() -> Option<ExitCode> {
 struct Play {
     stream: Option<TcpStream>,
     listener: Option<TcpListener>,
+    /// Both ends of connections with itself.
+    crowd: Vec<[TcpStream; 2]>,
 }
 
 impl Play {
@@ -163,6 +167,26 @@ impl Play {
             "fill" => {
                 self.stream()?.set_nonblocking(true)?;
                 while self.stream()?.write(&[0; 4096]).is_ok() {}
+            }
+            "crowd" => {
+                // A port of its own, and with it all ports of the other side.
+                let listener = TcpListener::bind("127.0.0.1:0")?;
+                let address = listener.local_addr()?;
+                for _ in 0..rest.parse()? {
+                    let mut pair = [TcpStream::connect(address)?, listener.accept()?.0];
+                    for (from, to) in [(0, 1), (1, 0)] {
+                        pair[from].write_all(&[0; CROWD_BYTES])?;
+                        pair[to].read_exact(&mut [0; CROWD_BYTES])?;
+                    }
+                    self.crowd.push(pair);
+                }
+            }
+            "disperse" => {
+                for [client, server] in self.crowd.drain(..) {
+                    sockopt::abort_on_close(&client)?;
+                    drop(client);
+                    drop(server);
+                }
             }
             "abort" => {
                 sockopt::abort_on_close(self.stream()?)?;

@@ -4,6 +4,7 @@
 mod actor;
 mod agree_with_ss;
 mod api;
+mod bounds;
 mod clock;
 mod connections;
 mod daemon;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
     trials.extend(fire::trials());
     trials.extend(owners::trials());
     trials.extend(service::trials());
+    trials.extend(bounds::trials());
     trials.extend(hardship::trials());
     trials.extend(clock::trials());
     trials.extend(trace::trials());

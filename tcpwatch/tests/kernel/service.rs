@@ -32,7 +32,7 @@ const UNIT: &str = include_str!("../../../deploy/tcpwatch.service");
 const USER: u32 = 64_123;
 
 /// The words of a setting of the unit, of all its lines.
-fn unit(key: &str) -> Vec<&'static str> {
+pub(crate) fn unit(key: &str) -> Vec<&'static str> {
     let lines = UNIT.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     lines.flat_map(str::split_whitespace).collect()
 }
@@ -44,7 +44,7 @@ fn capabilities(without: Option<&str>) -> String {
 }
 
 /// A copy of the program that everybody may start, and what starts it with the rights of the unit.
-fn as_the_unit_does(folder: &std::path::Path, without: Option<&str>) -> Result<Vec<String>> {
+pub(crate) fn as_the_unit_does(folder: &std::path::Path, without: Option<&str>) -> Result<Vec<String>> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     let copy = folder.join("tcpwatch");
     fs::copy(PROGRAM, &copy)?;
