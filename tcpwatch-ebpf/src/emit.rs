@@ -444,7 +444,7 @@ pub fn activity(sock: TcpSock) -> u32 {
 /// Both point to a `T`, aligned to 8 bytes, in a map value or a record.
 #[inline(always)]
 unsafe fn copy_words<T>(to: *mut T, from: *const T) {
-    const { assert!(size_of::<T>() % 8 == 0) };
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
     for i in 0..size_of::<T>() / 8 {
         // SAFETY: within both.
         unsafe { to.cast::<u64>().add(i).write_volatile(from.cast::<u64>().add(i).read_volatile()) }

@@ -291,6 +291,7 @@ impl Report {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "as a goal takes it")]
     fn between(low: f64, high: f64) -> Option<Median> {
         Some(Median { value: f64::midpoint(low, high), low, high })
     }
