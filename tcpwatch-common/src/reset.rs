@@ -203,6 +203,9 @@ pub struct ResetFacts {
     pub orphan: bool,
     /// Received bytes that the application has not read.
     pub unread: u32,
+    /// A listener whose queue of connections to accept is full: with tcp_abort_on_overflow it answers the ACK that would
+    /// complete a handshake like one that completes none.
+    pub queue_full: bool,
     /// TCP flags of the causing segment (passive resets).
     pub tcp_flags: u8,
     /// Bits of [`crate::stack::path`]; 0 where the stack tells nothing.
@@ -294,6 +297,7 @@ const fn passive(facts: &ResetFacts) -> ResetCause {
     match facts.state {
         0 => no_socket(facts.tcp_flags),
         TIME_WAIT => ResetCause::TimeWait,
+        LISTEN if facts.queue_full => ResetCause::AcceptQueue,
         LISTEN => ResetCause::BadAck,
         _ if facts.shutdown & SHUTDOWN_MASK == SHUTDOWN_MASK => ResetCause::ClosedSocket,
         _ => ResetCause::Unknown,
@@ -312,6 +316,7 @@ mod tests {
         linger_zero: false,
         orphan: false,
         unread: 0,
+        queue_full: false,
         tcp_flags: 0,
         path: 0,
     };
@@ -354,6 +359,11 @@ mod tests {
             (ResetFacts { hint: ReasonHint::InvalidSyn, state: 10, tcp_flags: 18, ..PASSIVE }, Unknown, "bad SYN"),
             (ResetFacts { hint: ReasonHint::BadAck, state: 10, ..PASSIVE }, BadAck, "data to a listener"),
             (ResetFacts { hint: ReasonHint::None, state: 10, ..PASSIVE }, BadAck, "old kernel: data to a listener"),
+            (
+                ResetFacts { hint: ReasonHint::None, state: 10, queue_full: true, ..PASSIVE },
+                AcceptQueue,
+                "old: overflow",
+            ),
             (ResetFacts { hint: ReasonHint::None, state: 6, ..PASSIVE }, TimeWait, "old kernel: TIME_WAIT"),
             (ResetFacts { hint: ReasonHint::None, tcp_flags: 2, ..PASSIVE }, NoListener, "old kernel: closed port"),
             (

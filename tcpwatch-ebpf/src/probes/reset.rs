@@ -102,6 +102,7 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
         linger_zero: r.known & known::LINGER != 0 && r.linger_jiffies == 0,
         orphan: r.known & known::ORPHAN != 0,
         unread: r.unread_bytes,
+        queue_full: full && state == TcpState::Listen as u8 && queue_is_full(call.sk),
         tcp_flags: r.tcp_flags,
         path: match &stack {
             Some(stack) => stack.path,
@@ -214,6 +215,12 @@ fn no_socket(r: &mut ResetRecord) {
     (r.unread_bytes, r.unsent_bytes, r.unacked_bytes, r.srtt_us) = (0, 0, 0, 0);
     (r.snd_cwnd, r.total_retrans, r.history, r.state_since_ms) = (0, 0, 0, 0);
     (r.uid, r.backoff, r.probes_out, r.reserved) = (0, 0, 0, 0);
+}
+
+/// `sk_acceptq_is_full`, include/net/sock.h.
+#[inline(always)]
+fn queue_is_full(sk: *const u8) -> bool {
+    field::<u32>(sk, &LAYOUT.sk_ack_backlog) > field(sk, &LAYOUT.sk_max_ack_backlog)
 }
 
 #[inline(always)]

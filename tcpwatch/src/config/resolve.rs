@@ -9,7 +9,7 @@ use super::rules::Raw;
 use super::{Config, ConfigError, FILE_VARIABLE, Origin, SETTINGS, did_you_mean, file};
 
 /// Variables with our prefix that are no settings: the name of the file, and what building and testing look at.
-const OTHER_VARIABLES: [&str; 7] = [
+const OTHER_VARIABLES: [&str; 9] = [
     FILE_VARIABLE,
     "TCPWATCH_REQUIRE_BPF",
     "TCPWATCH_FORBID_SKIPS",
@@ -17,6 +17,8 @@ const OTHER_VARIABLES: [&str; 7] = [
     "TCPWATCH_BLESS",
     "TCPWATCH_PROMETHEUS",
     "TCPWATCH_TEST_FULL",
+    "TCPWATCH_TESTS",
+    "TCPWATCH_GUEST",
 ];
 /// The same, for the rest of the name.
 const OTHER_PREFIX: &str = "TCPWATCH_BPF_";

@@ -305,7 +305,8 @@ fn sentence(probe: &Probe, error: &ProgramError) -> String {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         log::debug!("verifier log of {}: {verifier_log}", probe.program);
         match lacking(&verifier_log.to_string()) {
-            Some("bpf_probe_read_kernel") => return LOCKED_DOWN.to_owned(),
+            // The loader takes the older name where it could not find the newer one.
+            Some("bpf_probe_read_kernel" | "bpf_probe_read") => return LOCKED_DOWN.to_owned(),
             Some(what) => return format!("this kernel's tracing programs have no {what}: {OLDEST} or newer is needed"),
             None => {}
         }

@@ -23,7 +23,7 @@ const TOOLS: [&str; 11] =
 /// The shell and all small tools: one static program.
 const BUSYBOX: &str = "busybox";
 /// Modules that the tests need, in any order; what a kernel has built in, or not at all, is passed over.
-const MODULES: [&str; 18] = [
+const MODULES: [&str; 21] = [
     "veth",
     "tun",
     "dummy",
@@ -35,10 +35,13 @@ const MODULES: [&str; 18] = [
     "inet_diag",
     "tcp_diag",
     "nf_tables",
+    "nft_counter",
     "nft_ct",
     "nft_limit",
     "nft_numgen",
     "nft_reject_inet",
+    "nft_reject_ipv4",
+    "nft_reject_ipv6",
     "nft_nat",
     "nft_masq",
     "nft_redir",

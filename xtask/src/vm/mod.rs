@@ -40,6 +40,8 @@ const EXPECTED: &str = include_str!("expected.txt");
 const TESTS_VAR: &str = "TCPWATCH_TESTS";
 /// Tests that hold whichever way resets are seen.
 const RESETS: [&str; 4] = ["resets_of_", "reset_row_", "reset_causes", "reset_evidence"];
+/// Tests that change the whole machine.
+const FALLBACKS: &str = "fallback_";
 /// As many machines at once as this host has processors for.
 const JOBS: usize = 2;
 /// The committed results, which docs/KERNELS.md is made from.
@@ -171,13 +173,18 @@ fn script(series: &Series, programs: &Programs, wanted: &Wanted) -> String {
     };
     let skipped: Vec<String> = expected(&series.name).map(|(name, _)| format!("--skip {name}")).collect();
     let skipped = skipped.join(" ");
-    let run = |names: &[&str]| {
+    // What failed is tried once more: a guest is an order of magnitude slower than any host, and a peer that is late makes
+    // another experiment of some tests. What passes only then is shown as such.
+    let run = |names: &str| {
+        let run = format!("{tests} --color never --test-threads 1 {skipped} 2>&1 | tee /said\n");
         format!(
-            "{TESTS_VAR}={} {tests} --color never --test-threads 1 {skipped}\necho \"@@suite-status $?\"\n",
-            names.join(",")
+            "export {TESTS_VAR}={names}\n{run}\
+             failed=$(sed -n 's/^test \\([a-z0-9_]*\\) .*FAILED$/\\1/p' /said | tr '\\n' ',')\n\
+             grep -q '^test result:' /said || echo '@@suite-died'\n\
+             if [ -n \"$failed\" ]; then\necho '@@again'\nexport {TESTS_VAR}=${{failed%,}}\n{run}echo '@@again-over'\nfi\n"
         )
     };
-    script += &run(&suite);
+    script += &run(&suite.join(","));
     for (name, why) in expected(&series.name) {
         // Writing to a string does not fail.
         let _ = writeln!(script, "echo 'test {name} ... ignored, {why}'");
@@ -186,8 +193,10 @@ fn script(series: &Series, programs: &Programs, wanted: &Wanted) -> String {
         // Where the functions are watched through trampolines, breakpoints must see the same.
         script += "if grep -q '\"hook\":\"fentry\"' /doctor; then\n\
                    echo '@@in kprobe'\nexport TCPWATCH_RESET_HOOK=kprobe\n";
-        script += &run(&RESETS);
-        script += "fi\n";
+        script += &run(&RESETS.join(","));
+        script += "unset TCPWATCH_RESET_HOOK\necho '@@in'\nfi\n";
+        // Last: what is locked down stays so.
+        script += &run(FALLBACKS);
     }
     script
 }
@@ -276,6 +285,9 @@ fn table(outcomes: &[Outcome]) {
         println!("{series:<8} {release:<30} {seconds:>4} s {passed:>7} {failed:>7} {skipped:>7}");
         for name in outcome.failed() {
             println!("         FAILED {name}");
+        }
+        for name in &outcome.second_try {
+            println!("         passed at the second try only: {name}");
         }
         if let Some(trouble) = &outcome.trouble {
             println!("         {trouble}");

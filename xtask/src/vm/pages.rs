@@ -17,6 +17,8 @@ struct Recorded {
     passed: u64,
     failed: Vec<String>,
     skipped: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    second_try: Vec<String>,
     /// Program → how it is attached, and what is lost if it is not.
     probes: Vec<Probe>,
     absent_fields: Vec<String>,
@@ -68,6 +70,7 @@ fn recorded(outcome: &Outcome) -> Result<Recorded> {
         passed: outcome.counts()[0],
         failed: outcome.failed().map(str::to_owned).collect(),
         skipped: outcome.skipped().map(|(name, why)| (name.to_owned(), why.to_owned())).collect(),
+        second_try: outcome.second_try.clone(),
         probes: serde_json::from_value(Value::Array(list("probes"))).context("the doctor's probes")?,
         absent_fields: list("absent_fields").iter().filter_map(Value::as_str).map(str::to_owned).collect(),
         reset_reasons: outcome.doctor["reset_reasons"].as_u64().unwrap_or(0),
@@ -141,6 +144,9 @@ fn text(all: &[Recorded]) -> String {
         }
         for (name, why) in &one.skipped {
             let _ = writeln!(page, "\nPassed over: `{name}`: {why}.");
+        }
+        for name in &one.second_try {
+            let _ = writeln!(page, "\nPassed at the second try only, since the machine is slow: `{name}`.");
         }
         for name in &one.failed {
             let _ = writeln!(page, "\nFailed: `{name}`.");

@@ -21,6 +21,9 @@ pub(crate) struct Outcome {
     pub(crate) doctor_status: Option<i32>,
     /// Tests by name.
     pub(crate) tests: BTreeMap<String, Verdict>,
+    /// Those of them that had failed before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) second_try: Vec<String>,
     /// Why this kernel was not booted, or not to the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trouble: Option<String>,
@@ -46,7 +49,8 @@ pub(crate) struct Listener {
     outcome: Outcome,
     /// Appended to the names of tests while they run in other circumstances than usual.
     circumstances: String,
-    ended: usize,
+    /// These tests have failed once.
+    again: bool,
 }
 
 impl Listener {
@@ -65,18 +69,19 @@ impl Listener {
                 "refusal" => rest.clone_into(&mut self.outcome.refusal),
                 "doctor-status" => self.outcome.doctor_status = rest.parse().ok(),
                 "in" => rest.clone_into(&mut self.circumstances),
-                // Ended by whatever, the program did not come to its summary.
-                "suite-status" if rest != "0" && rest != "101" => {
-                    self.outcome.trouble = Some(format!("the test program ended with status {rest}"));
-                }
+                "suite-died" => self.outcome.trouble = Some("the test program did not come to its summary".to_owned()),
+                "again" => self.again = true,
+                "again-over" => self.again = false,
                 _ => {}
             }
             return Some(words.to_owned());
         }
         let (name, verdict) = parse(line)?;
-        self.ended += 1;
         let name = if self.circumstances.is_empty() { name } else { format!("{name} ({})", self.circumstances) };
-        self.outcome.tests.insert(name.clone(), verdict);
+        if self.again && verdict == Verdict::Passed {
+            self.outcome.second_try.push(name.clone());
+        }
+        self.outcome.tests.insert(name, verdict);
         Some(line.trim_end().to_owned())
     }
 
@@ -144,17 +149,22 @@ mod tests {
             "test b ... FAILED",
             "test c ... ignored, no bbr",
             "test result: FAILED. 1 passed; 1 failed",
-            "@@suite-status 101",
+            "@@again",
+            "test b ... ok",
+            "@@again-over",
             "@@in kprobe",
             "test a ... ok",
+            "@@in",
+            "test d ... FAILED",
         ] {
             listener.hear(line);
         }
         let outcome = listener.finish();
         assert_eq!(outcome.release, "6.1.0-56-cloud-amd64");
         assert_eq!(outcome.doctor_status, Some(0));
-        assert_eq!(outcome.counts(), [2, 1, 1]);
-        assert_eq!(outcome.failed().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(outcome.counts(), [3, 1, 1]);
+        assert_eq!(outcome.failed().collect::<Vec<_>>(), ["d"]);
+        assert_eq!(outcome.second_try, ["b"]);
         assert_eq!(outcome.tests.get("a (kprobe)"), Some(&Verdict::Passed));
         assert_eq!(outcome.tests.get("c"), Some(&Verdict::Skipped("no bbr".to_owned())));
         assert_eq!(outcome.trouble, None);
@@ -163,7 +173,7 @@ mod tests {
     #[test]
     fn a_test_program_that_dies_is_trouble() {
         let mut listener = Listener::new("6.1");
-        listener.hear("@@suite-status 139");
+        listener.hear("@@suite-died");
         assert!(listener.finish().trouble.is_some());
     }
 }
