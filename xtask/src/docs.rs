@@ -1,6 +1,6 @@
 //! `cargo xtask docs`: the pages that tcpwatch writes about itself, and those that are made of what was measured.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -27,9 +27,15 @@ pub(crate) struct Args {
     /// Write nothing, fail if a page is not what would be written
     #[arg(long)]
     check: bool,
+    /// Take the results of a run of `cargo xtask test vm` for docs/KERNELS.md: target/vm/results.json
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    kernels: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(results) = &args.kernels {
+        vm::record(results)?;
+    }
     pages(args.check)
 }
 

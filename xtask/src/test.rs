@@ -27,9 +27,6 @@ pub(crate) struct Args {
     /// With vm: only these series, such as 6.12, 6.18+ or 7.x
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<vm::Series>,
-    /// With vm: make the results those that docs/KERNELS.md is made from
-    #[arg(long)]
-    record: bool,
     /// Arguments of the test programs, a filter say; with vm, beginnings of the names of tests
     #[arg(last = true, value_name = "ARGS")]
     filter: Vec<String>,
@@ -136,7 +133,6 @@ impl Run {
             kernels: args.kernel.clone(),
             full: args.what.is_some(),
             tests: if alone { args.filter.clone() } else { Vec::new() },
-            record: args.record,
         };
         self.step("other kernels", || {
             let [passed, failed, skipped] = vm::run(&wanted)?;

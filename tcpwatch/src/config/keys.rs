@@ -153,7 +153,7 @@ settings! {
     /// Retransmissions and resets that are reported one by one, a second and CPU. Beyond, they are only counted.
     detail_per_second: Integer<0, 1_000_000> = 1000;
     /// Where resets that are sent are seen: "auto" takes the tracepoint where it tells of all of them (kernel 6.10 and
-    /// later), else the first of "fentry", "kprobe" and "tracepoint" that works. To keep one out of the kernel, name another.
+    /// later), else the first of "fentry", "kprobe" and "tracepoint" that works. Another value takes that one alone.
     reset_hook: OneOf<ResetHook> = ResetHook::Auto;
     /// Kernel stacks of resets that are told apart, by their return addresses. Resets with others are counted without.
     reset_stacks: Integer<1, MOST_STACKS> = MOST_STACKS;

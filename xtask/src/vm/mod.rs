@@ -30,7 +30,10 @@ use self::{
 };
 use crate::process::{cargo, say, show, target_dir};
 
-pub(crate) use self::{pages::page, series::Series};
+pub(crate) use self::{
+    pages::{page, record},
+    series::Series,
+};
 
 /// What runs in every guest.
 const SUITE: &str = include_str!("suite.txt");
@@ -55,8 +58,6 @@ pub(crate) struct Wanted {
     pub(crate) full: bool,
     /// Beginnings of the names of tests instead of the suite.
     pub(crate) tests: Vec<String>,
-    /// Whether to make the results those of the repository.
-    pub(crate) record: bool,
 }
 
 /// Runs the matrix; how many tests passed, failed and were skipped.
@@ -93,9 +94,6 @@ pub(crate) fn run(wanted: &Wanted) -> Result<[u64; 3]> {
     let text = serde_json::to_string_pretty(&outcomes).context("the results as JSON")? + "\n";
     let file = folder.join("results.json");
     fs::write(&file, &text).with_context(|| format!("cannot write {}", file.display()))?;
-    if wanted.record {
-        pages::record(&outcomes)?;
-    }
     table(&outcomes);
     say!("results: {}", file.display());
     let mut counts = [0, 0, unavailable];
@@ -313,7 +311,7 @@ mod tests {
     #[test]
     fn a_refused_kernel_only_meets_the_doctor() {
         let programs = Programs { tcpwatch: "/t/tcpwatch".into(), tests: "/t/kernel".into() };
-        let wanted = Wanted { kernels: Vec::new(), full: false, tests: Vec::new(), record: false };
+        let wanted = Wanted { kernels: Vec::new(), full: false, tests: Vec::new() };
         let of = |name: &str| script(&name.parse().expect("a series"), &programs, &wanted);
         assert!(!of("5.10").contains("/t/kernel"));
         assert!(of("6.1").contains("TCPWATCH_TESTS=bytes_and_segments"));
