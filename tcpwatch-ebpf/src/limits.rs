@@ -8,7 +8,7 @@ use tcpwatch_common::state::TcpState;
 
 use crate::add::exchange;
 use crate::config::{LAYOUT, offset};
-use crate::emit::{self, Group};
+use crate::count::{self, Group};
 use crate::sock::{TcpSock, jiffies};
 
 /// The kernel's `tcp_jiffies32`.
@@ -53,7 +53,7 @@ pub fn watch<const ESTABLISHED: bool>(sock: TcpSock, conn: &mut Conn) {
         };
         if is_idle_restart(&fall) {
             conn.idle_restarts += 1;
-            emit::count(conn.slot, group::IDLE_RESTARTS, 1);
+            count::count(conn.slot, group::IDLE_RESTARTS, 1);
         }
     }
     conn.cwnd_seen = cwnd;
@@ -109,7 +109,7 @@ fn settle_windows(sock: TcpSock, conn: &mut Conn, closed: u8) {
         if closes {
             conn.zero_jiffies[side] = sum.wrapping_sub(at);
             conn.zero_windows[side] = conn.zero_windows[side].saturating_add(1);
-            emit::count(conn.slot, group::ZERO_WINDOWS + side, 1);
+            count::count(conn.slot, group::ZERO_WINDOWS + side, 1);
         } else {
             conn.zero_jiffies[side] = sum.wrapping_add(at);
         }

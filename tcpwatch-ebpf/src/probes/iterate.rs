@@ -16,6 +16,7 @@ use tcpwatch_common::state::TcpState;
 
 use super::state::note_listener;
 use crate::config::{LAYOUT, offset, watched};
+use crate::count;
 use crate::emit::{self, Moment};
 use crate::maps::{ITERATOR_SCRATCH, SETTINGS};
 use crate::owner::{self, Owner};
@@ -126,11 +127,11 @@ fn adopt(meta: *const Meta, sock: TcpSock, holder: *const u8) {
         return;
     }
     let Some(conn) = sock.state_or_new() else {
-        emit::lost(Loss::StorageIterator);
+        count::lost(Loss::StorageIterator);
         return;
     };
     if conn.begun == 0 && emit::adopt(sock, conn, direction_by_port(netns, sock.local_port())) {
-        emit::gauge(conn, state);
+        count::gauge(conn, state);
     }
     if held(conn, holder) {
         // Told below, or when the reader's buffer is full and the kernel comes again with the same socket: it must then

@@ -7,6 +7,7 @@ use tcpwatch_common::record::Kind;
 use tcpwatch_common::state::Direction;
 
 use crate::config::{LAYOUT, TICK_MODE, frozen, offset, watched};
+use crate::count;
 use crate::emit::{self, Moment};
 use crate::limits;
 use crate::maps::{ADMITTED, ADMITTED_ENTRIES};
@@ -64,7 +65,7 @@ fn sample(sock: TcpSock, conn: &mut Conn, now: u64) {
     let direction = Direction::from_u8(conn.direction);
     if conn.slot == slot::other(direction) {
         // A service may have got its slot since; what was counted stays where it is.
-        conn.slot = emit::slot_of(sock, direction);
+        conn.slot = count::slot_of(sock, direction);
     }
     emit::flush(sock, conn);
     let state = sock.skc_state();
@@ -82,12 +83,12 @@ fn first_sight(sock: TcpSock, now: u64) {
         return;
     }
     let Some(conn) = sock.state_or_new() else {
-        emit::lost(Loss::StorageProbe);
+        count::lost(Loss::StorageProbe);
         return;
     };
     if !emit::adopt(sock, conn, direction_by_port(netns, sock.local_port())) {
         return;
     }
-    emit::gauge(conn, sock.skc_state());
+    count::gauge(conn, sock.skc_state());
     sample(sock, conn, now);
 }

@@ -17,7 +17,8 @@ use tcpwatch_common::state::{Direction, TcpState};
 use super::stack::Stack;
 use crate::add::{atomic_add, opaque};
 use crate::config::{LAYOUT, REASON_HINTS, offset, watched};
-use crate::emit::{self, Group};
+use crate::count::{self, Group};
+use crate::emit;
 use crate::kernel::{copy, copy_to, field};
 use crate::maps::{self, CLOSING, Closing, EVENTS, RESET_SCRATCH};
 use crate::sock::{AF_INET6, direction_by_port, is_mapped, jiffies, mapped};
@@ -112,7 +113,7 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
     r.stack = if let Some(stack) = stack {
         stack.add(call.origin, why)
     } else {
-        emit::lost(Loss::MapStack);
+        count::lost(Loss::MapStack);
         0
     };
     r.state = state;
@@ -125,7 +126,7 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
     if let Some(group) = Group::of(r.slot) {
         group.add_at(group::resets(call.origin, why), 1);
     }
-    emit::count_netns(r.key.netns, netns::RESETS, 1);
+    count::count_netns(r.key.netns, netns::RESETS, 1);
     let reason = if call.reason == NO_REASON { 0 } else { call.reason };
     let word = opaque(reason_word::index(call.origin, reason, r.key.ip_version));
     if let Some(words) = maps::REASONS.get_ptr_mut(0)
@@ -140,7 +141,7 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
         r.reason = call.reason;
         (r.origin, r.cause) = (call.origin as u8, why as u8);
         if EVENTS.output::<ResetRecord>(&*r, 0).is_err() {
-            emit::lost(Loss::RingReset);
+            count::lost(Loss::RingReset);
         }
     }
 }
@@ -287,8 +288,8 @@ fn socket_key(sk: *const u8, full: bool, r: &mut ResetRecord) {
 #[inline(always)]
 fn slot_of(r: &ResetRecord, full: bool) -> u32 {
     match direction_by_port(r.key.netns, r.key.local_port) {
-        Direction::Inbound => emit::service_slot(Direction::Inbound, r.key.local_port),
-        _ if full => emit::service_slot(Direction::Outbound, r.key.remote_port),
+        Direction::Inbound => count::service_slot(Direction::Inbound, r.key.local_port),
+        _ if full => count::service_slot(Direction::Outbound, r.key.remote_port),
         _ => slot::NONE,
     }
 }

@@ -8,6 +8,7 @@ use tcpwatch_common::record::{Kind, ResetRecord};
 use tcpwatch_common::reset::{ResetCause, ResetOrigin, known};
 
 use crate::config::watched;
+use crate::count;
 use crate::emit;
 use crate::sock::{TcpSock, direction_by_port};
 
@@ -25,9 +26,9 @@ pub fn handle(ctx: &BtfTracePointContext) {
         conn.flags |= flag::RST_RECEIVED;
         (conn.slot, conn.started_ns, conn.history, conn.state_since_ms)
     } else {
-        (emit::slot_of(sock, direction_by_port(netns, sock.local_port())), 0, 0, 0)
+        (count::slot_of(sock, direction_by_port(netns, sock.local_port())), 0, 0, 0)
     };
-    emit::count_at(slot, group::received(state), 1);
+    count::count_at(slot, group::received(state), 1);
     if !emit::allowed(bucket::RECEIVED, Loss::ThrottledReceived) {
         return;
     }

@@ -7,7 +7,8 @@ use tcpwatch_common::retransmit::{RetransmitCause, RetransmitFacts, cause};
 use tcpwatch_common::state::Direction;
 
 use crate::config::{LAYOUT, RETRANSMIT_HAS_ERR, frozen, offset, watched};
-use crate::emit::{self, Group};
+use crate::count::{self, Group};
+use crate::emit;
 use crate::sock::{TcpSock, direction_by_port};
 
 /// `EBUSY`: the segment still waits in a queue of this host, which the kernel does not count as a failure.
@@ -42,12 +43,12 @@ pub fn handle(ctx: &BtfTracePointContext) {
             return;
         }
         let Some(conn) = sock.state_or_new() else {
-            emit::lost(Loss::StorageRetransmit);
+            count::lost(Loss::StorageRetransmit);
             without_state(sock, skb, netns, err);
             return;
         };
         let adopted = emit::adopt(sock, conn, direction_by_port(netns, sock.local_port()));
-        emit::gauge(conn, sock.skc_state());
+        count::gauge(conn, sock.skc_state());
         if adopted && err == 0 {
             conn.retrans_seen = conn.retrans_seen.wrapping_sub(segments_of(skb));
         }
@@ -71,11 +72,11 @@ pub fn handle(ctx: &BtfTracePointContext) {
 /// No memory for state: the total still counts, by what the segment itself says.
 #[inline(always)]
 fn without_state(sock: TcpSock, skb: *const u8, netns: u32, err: i32) {
-    let slot = emit::slot_of(sock, direction_by_port(netns, sock.local_port()));
+    let slot = count::slot_of(sock, direction_by_port(netns, sock.local_port()));
     if err == 0 {
         let segments = u64::from(segments_of(skb));
-        emit::count_at(slot, group::retransmits(cause(&facts(sock, skb))), segments);
-        emit::count_netns(netns, netns_word::RETRANSMITS, segments);
+        count::count_at(slot, group::retransmits(cause(&facts(sock, skb))), segments);
+        count::count_netns(netns, netns_word::RETRANSMITS, segments);
     }
 }
 
@@ -134,9 +135,9 @@ pub fn handle_synack(ctx: &BtfTracePointContext) {
     if !watched(netns) {
         return;
     }
-    let slot = emit::slot_of(sock, Direction::Inbound);
-    emit::count(slot, group::retransmits(RetransmitCause::SynAck), 1);
-    emit::count_netns(netns, netns_word::RETRANSMITS, 1);
+    let slot = count::slot_of(sock, Direction::Inbound);
+    count::count(slot, group::retransmits(RetransmitCause::SynAck), 1);
+    count::count_netns(netns, netns_word::RETRANSMITS, 1);
     if !emit::allowed(bucket::SYN_ACK, Loss::ThrottledSynAck) {
         return;
     }

@@ -12,7 +12,7 @@ use tcpwatch_common::stack::{CUTS, FRAMES, StackCount, path};
 use super::reset::Program;
 use crate::add::atomic_add;
 use crate::config::{STACK_CUTS, STACK_FRAMES, STACK_PATHS, frozen};
-use crate::emit;
+use crate::count;
 use crate::maps::{STACK_SCRATCH, STACKS};
 
 /// Spreads the bits of an address over the hash; an odd number without a pattern.
@@ -80,7 +80,7 @@ impl Stack {
         (entry.origin, entry.cause) = (origin as u8, cause as u8);
         entry.reserved = [0; 6];
         let entry: &StackCount = entry;
-        if STACKS.insert(key, entry, emit::BPF_NOEXIST).is_ok() {
+        if STACKS.insert(key, entry, count::BPF_NOEXIST).is_ok() {
             return key;
         }
         // Another CPU was first, or the table is full.
@@ -89,7 +89,7 @@ impl Stack {
             unsafe { atomic_add(&raw mut (*known).count, 1) };
             key
         } else {
-            emit::lost(Loss::MapStack);
+            count::lost(Loss::MapStack);
             0
         }
     }

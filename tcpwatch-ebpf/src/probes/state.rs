@@ -14,7 +14,8 @@ use tcpwatch_common::state::{Direction, TcpState};
 
 use crate::add::{atomic_add, exchange};
 use crate::config::watched;
-use crate::emit::{self, Group, Moment};
+use crate::count::{self, Group};
+use crate::emit::{self, Moment};
 use crate::limits;
 use crate::maps::{CLOSING, Closing, LISTENERS, SOCKETS};
 use crate::owner::Owner;
@@ -60,7 +61,7 @@ fn connecting(sock: TcpSock) {
         unsafe { bpf_sk_storage_delete(ptr::addr_of!(SOCKETS).cast_mut().cast(), sock.as_ptr().cast()) };
     }
     let Some(conn) = sock.state_or_new() else {
-        emit::lost(Loss::StorageState);
+        count::lost(Loss::StorageState);
         return;
     };
     emit::begin(sock, conn, Direction::Outbound);
@@ -68,15 +69,15 @@ fn connecting(sock: TcpSock) {
     // connect() runs in the process that owns the socket.
     Owner::current().take(conn, OwnerKind::Connect);
     emit::remember_state(conn, SYN_SENT, SYN_SENT);
-    emit::gauge(conn, SYN_SENT);
+    count::gauge(conn, SYN_SENT);
 }
 
 #[inline(always)]
 fn established(sock: TcpSock, old: u8) {
     let direction = if old == SYN_SENT { Direction::Outbound } else { Direction::Inbound };
     let Some(conn) = sock.state_or_new() else {
-        emit::lost(Loss::StorageState);
-        emit::count(emit::slot_of(sock, direction), group::OPENED, 1);
+        count::lost(Loss::StorageState);
+        count::count(count::slot_of(sock, direction), group::OPENED, 1);
         return;
     };
     let retransmitted = sock.total_retrans() != 0;
@@ -93,7 +94,7 @@ fn established(sock: TcpSock, old: u8) {
     conn.flags |= flag::COUNTED;
     conn.next_emit = emit::next_sample(jiffies());
     emit::remember_state(conn, old, ESTABLISHED);
-    emit::gauge(conn, ESTABLISHED);
+    count::gauge(conn, ESTABLISHED);
     if let Some(group) = Group::of(conn.slot) {
         group.add(group::OPENED, 1);
         // With a retransmission the sample may be that of either SYN (RFC 6298, Karn).
@@ -116,7 +117,7 @@ fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
     last_sample(sock, conn, old);
     emit::flush(sock, conn);
     emit::remember_state(conn, old, new);
-    emit::gauge(conn, new);
+    count::gauge(conn, new);
 }
 
 /// tcp_probe sees what a segment did only when the next one comes: the last one in ESTABLISHED is taken here. After
@@ -136,11 +137,11 @@ fn last_sample(sock: TcpSock, conn: &mut Conn, old: u8) {
 fn closed(sock: TcpSock, netns: u32, old: u8) {
     let err = sock.sk_err();
     if old == SYN_RECV && sock.state().is_none() {
-        emit::count(emit::slot_of(sock, Direction::Inbound), group::closed(CloseCause::FailedOpen), 1);
+        count::count(count::slot_of(sock, Direction::Inbound), group::closed(CloseCause::FailedOpen), 1);
         return;
     }
     let Some(conn) = known_or_adopted(sock, netns) else {
-        without_state(sock, emit::slot_of(sock, direction_by_port(netns, sock.local_port())), old, err);
+        without_state(sock, count::slot_of(sock, direction_by_port(netns, sock.local_port())), old, err);
         return;
     };
     if conn.flags & flag::CLOSED != 0 {
@@ -150,7 +151,7 @@ fn closed(sock: TcpSock, netns: u32, old: u8) {
     last_sample(sock, conn, old);
     emit::flush(sock, conn);
     conn.flags |= flag::CLOSED;
-    emit::gauge(conn, CLOSE);
+    count::gauge(conn, CLOSE);
     if let Some(group) = Group::of(conn.slot) {
         group.add_at(group::closed(cause), 1);
         if conn.established_ns != 0 {
@@ -195,14 +196,14 @@ fn tie_to_reset(sock: TcpSock, conn: &Conn, old: u8, cause: CloseCause) {
         reserved: [0; 2],
     };
     if CLOSING.insert(key, value, 0).is_err() {
-        emit::lost(Loss::MapClosing);
+        count::lost(Loss::MapClosing);
     }
 }
 
 #[inline(always)]
 fn known_or_adopted(sock: TcpSock, netns: u32) -> Option<&'static mut Conn> {
     let Some(conn) = sock.state_or_new() else {
-        emit::lost(Loss::StorageState);
+        count::lost(Loss::StorageState);
         return None;
     };
     if conn.begun == 0 {
@@ -220,13 +221,13 @@ pub fn note_listener(sock: TcpSock, netns: u32) -> bool {
             return false;
         }
     } else {
-        emit::lost(Loss::StorageState);
+        count::lost(Loss::StorageState);
     }
     let key = listener_key(netns, sock.local_port());
     match LISTENERS.get_ptr_mut(key) {
         // SAFETY: a value of the map.
         Some(count) => unsafe { atomic_add(count, 1) },
-        None if LISTENERS.insert(key, 1, 0).is_err() => emit::lost(Loss::MapListener),
+        None if LISTENERS.insert(key, 1, 0).is_err() => count::lost(Loss::MapListener),
         None => {}
     }
     true
@@ -269,5 +270,5 @@ pub fn destroyed(ctx: &BtfTracePointContext) {
     let sk: *const u8 = ctx.arg(0);
     let Some(sock) = TcpSock::cast(sk) else { return };
     let Some(conn) = sock.state() else { return };
-    emit::gauge(conn, CLOSE);
+    count::gauge(conn, CLOSE);
 }
