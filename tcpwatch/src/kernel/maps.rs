@@ -87,8 +87,7 @@ impl Maps {
     pub(crate) fn take(ebpf: &mut Ebpf, options: &Options) -> Result<Self, MapsError> {
         // Kernels before 6.4 say nothing of the pages of a ring buffer.
         let least = |name| if name == "EVENTS" { u64::from(options.ring_bytes) } else { 0 };
-        let map_bytes =
-            ebpf.maps().filter_map(|(name, map)| Some(memlock(descriptor(map)?).max(least(name)))).sum();
+        let map_bytes = ebpf.maps().filter_map(|(name, map)| Some(memlock(descriptor(map)?).max(least(name)))).sum();
         Ok(Self {
             events: Some(take(ebpf, "EVENTS")?),
             groups: take(ebpf, "GROUPS")?,
