@@ -277,6 +277,9 @@ fn of_distribution(arch: Arch, target: &str) -> Result<(PathBuf, PathBuf)> {
     Ok((rustc, sysroot.join("usr")))
 }
 
+/// A setting that glibc reads at the start of every program; musl has nothing of the kind.
+const GLIBC_TUNABLE: &[u8] = b"glibc.malloc.";
+
 /// What a program says of itself, as far as packing it needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Program {
@@ -315,12 +318,12 @@ fn parse(bytes: &[u8]) -> Option<Program> {
     let (table, size, count) = (number(32, 8)? as usize, number(54, 2)? as usize, number(56, 2)? as usize);
     let kinds = (0..count).map(|index| number(table.checked_add(index.checked_mul(size)?)?, 4));
     let is_dynamic = kinds.collect::<Option<Vec<_>>>()?.contains(&INTERPRETER);
-    let c_library = match newest_glibc(bytes) {
-        Some(newest) if is_dynamic => CLibrary::Dynamic(newest),
-        // Its own loader looks for modules by these names.
-        Some(_) => CLibrary::Glibc,
-        None if is_dynamic => return None,
-        None => CLibrary::Musl,
+    let c_library = if is_dynamic {
+        CLibrary::Dynamic(newest_glibc(bytes)?)
+    } else if contains(bytes, GLIBC_TUNABLE) {
+        CLibrary::Glibc
+    } else {
+        CLibrary::Musl
     };
     Some(Program { arch, c_library })
 }
@@ -356,7 +359,7 @@ mod tests {
         assert_eq!(dynamic, Some(Program { arch: Arch::Amd64, c_library: CLibrary::Dynamic(34) }));
         let musl = parse(&elf(183, 1, b"nothing of that kind"));
         assert_eq!(musl, Some(Program { arch: Arch::Arm64, c_library: CLibrary::Musl }));
-        let glibc = parse(&elf(183, 1, b"GLIBC_2.17 in the loader"));
+        let glibc = parse(&elf(183, 1, b"\0glibc.malloc.check\0"));
         assert_eq!(glibc, Some(Program { arch: Arch::Arm64, c_library: CLibrary::Glibc }));
     }
 
