@@ -20,6 +20,12 @@ use crate::process::{root, say, stdout_of, succeed};
 /// From the package to the first scrape.
 const FIRST_SCRAPE: Duration = Duration::from_secs(60);
 
+/// The name of the release that a host says it is.
+fn codename(os_release: &str) -> Option<&str> {
+    let name = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?.trim_matches('"');
+    (!name.is_empty()).then_some(name)
+}
+
 /// A root of the distribution; what is mounted in it goes with it.
 struct Root {
     folder: tempfile::TempDir,
@@ -33,6 +39,10 @@ impl Root {
         let (mirrors, suites) = (target("$(REPO_URI)")?, target("$(RELEASE)")?);
         let (mirror, suite) = (mirrors.lines().next(), suites.lines().next());
         let (mirror, suite) = mirror.zip(suite).context("apt knows no archive; run apt-get update")?;
+        // The package asks for the glibc that it was linked with. Where apt knows several releases that is the one this
+        // host says it is.
+        let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let suite = codename(&release).unwrap_or(suite);
         let folder = tempfile::tempdir()?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         let mut command = Command::new("debootstrap");
@@ -308,4 +318,17 @@ pub(crate) fn verify() -> Result<()> {
         say!("{}", score.trim_start_matches(['→', ' ']));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_has_a_codename_or_none() {
+        assert_eq!(codename("ID=debian\nVERSION_CODENAME=bookworm\n"), Some("bookworm"));
+        assert_eq!(codename("ID=debian\nVERSION_CODENAME=\"trixie\"\n"), Some("trixie"));
+        assert_eq!(codename("ID=debian\nVERSION_CODENAME=\n"), None);
+        assert_eq!(codename(""), None);
+    }
 }
