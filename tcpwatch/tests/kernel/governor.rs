@@ -58,7 +58,7 @@ fn cpu() -> Result<()> {
 
     let over = AtomicBool::new(false);
     let (before, thinned, made) = thread::scope(|scope| {
-        let flood = scope.spawn(|| connect_while(&local, 8080, || !over.load(Ordering::Relaxed)));
+        let flood = scope.spawn(|| connect_while(&local, 8080, true, || !over.load(Ordering::Relaxed)));
         let mut measure = || {
             let most = Duration::from_secs(60);
             let thin = wait(&daemon, "thin histograms", most, |m| m.sum(RATIO, &[]) < 0.3)?;
@@ -80,7 +80,6 @@ fn cpu() -> Result<()> {
     ensure!(of_thin < of_all / 2, "{of_thin} samples, and {of_all} without thinning\n{thinned}");
     equal("interval", thinned.count(INTERVAL, &[]), 60, &thinned)?;
 
-    // Orderly it would wait for a TIME_WAIT, of which the flood has left no room for another.
     pair.abort(End::Client)?;
     let ended = |state| matches!(state, TcpState::TimeWait | TcpState::Listen);
     let what = "the connections to end";

@@ -154,38 +154,58 @@ pub(crate) fn all_ended(daemon: &Daemon, ends: i64) -> Result<Metrics> {
     Ok(metrics)
 }
 
-/// Makes connections over loopback, one after the other as fast as it goes, and ends them. Returns how many there were.
-pub(crate) fn connect_while(ns: &Netns, port: u16, mut go_on: impl FnMut() -> bool + Send) -> Result<i64> {
+/// Makes connections over loopback, one after the other as fast as it goes; the server ends them, by a reset if it is to
+/// `abort`. Returns how many there were.
+pub(crate) fn connect_while(ns: &Netns, port: u16, abort: bool, mut go_on: impl FnMut() -> bool + Send) -> Result<i64> {
     // All closes leave TIME_WAIT on the server's side, whose ports are not used up.
     ns.sysctl("net.ipv4.tcp_max_tw_buckets", "1000")?;
     let stop = AtomicBool::new(false);
     let made = AtomicU64::new(0);
     let listener = ns.run(|| TcpListener::bind(("127.0.0.1", port)))?;
     let address = listener.local_addr()?;
+    // A reset may be there before connect() or read() has returned.
+    let reset = |error: &std::io::Error| abort && error.kind() == std::io::ErrorKind::ConnectionReset;
     thread::scope(|scope| {
         scope.spawn(|| {
             while let Ok((stream, peer)) = listener.accept() {
+                if abort && rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).is_err() {
+                    return;
+                }
                 drop(stream);
                 if stop.load(Ordering::Relaxed) && peer.port() == 7 {
                     return;
                 }
             }
         });
-        let (stop, made) = (&stop, &made);
+        let (stop, made, reset) = (&stop, &made, &reset);
         let client = scope.spawn(move || {
             ns.run(|| -> std::io::Result<()> {
-                while go_on() {
-                    let mut stream = TcpStream::connect(address)?;
-                    // The server closes first; the end of its stream says that it has.
-                    std::io::Read::read(&mut stream, &mut [0])?;
-                    made.fetch_add(1, Ordering::Relaxed);
-                }
+                let mut flood = || -> std::io::Result<()> {
+                    while go_on() {
+                        match TcpStream::connect(address) {
+                            // The server closes first; the end of its stream says that it has.
+                            Ok(mut stream) => match std::io::Read::read(&mut stream, &mut [0]) {
+                                Err(error) if !reset(&error) => return Err(error),
+                                _ => {}
+                            },
+                            Err(error) if reset(&error) => {}
+                            Err(error) => return Err(error),
+                        }
+                        made.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                };
+                let flooded = flood();
+                // Whatever became of it, the server waits for this one.
                 stop.store(true, Ordering::Relaxed);
                 let last =
                     rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
                 rustix::net::bind(&last, &SocketAddr::from(([127, 0, 0, 1], 7)))?;
-                rustix::net::connect(&last, &address)?;
-                Ok(())
+                match rustix::net::connect(&last, &address).map_err(std::io::Error::from) {
+                    Err(error) if !reset(&error) => return Err(error),
+                    _ => {}
+                }
+                flooded
             })
         });
         client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
@@ -201,7 +221,7 @@ fn churn() -> Result<()> {
     let daemon = Daemon::with(&[&ns], "ring_bytes = 16384")?;
     let before = ns.counters()?;
     let until = Instant::now() + DURATION;
-    let made = connect_while(&ns, 8080, || Instant::now() < until)?;
+    let made = connect_while(&ns, 8080, false, || Instant::now() < until)?;
     let metrics = all_ended(&daemon, 2 * made)?;
     let kernel = ns.counters()?.delta(&before);
     equal("active opens", made, kernel.get("Tcp", "ActiveOpens")?, &metrics)?;
