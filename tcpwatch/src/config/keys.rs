@@ -137,7 +137,7 @@ settings! {
     records_per_second: Integer<10, 1_000_000> = 5000;
     /// Budget of CPU time of the daemon, and of its kernel programs while the kernel measures them, as a share of one CPU.
     /// Above it the sample interval grows, up to a minute. When that is not enough, the histograms of round-trip times and
-    /// congestion windows take fewer samples, which `tcpwatch_governor_histogram_ratio` tells. Totals stay right.
+    /// congestion windows take fewer samples, which `tcpwatch_governor_sampled_ratio` tells. Totals stay right.
     cpu_budget: Share<1, 100_000> = 200;
     /// Size of the ring buffer between kernel and daemon. What does not fit is counted as lost; totals stay right.
     ring_bytes: RingSize<{ 64 << 20 }> = 4 << 20;

@@ -21,7 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 const LEVEL: &str = "tcpwatch_governor_level";
-const RATIO: &str = "tcpwatch_governor_histogram_ratio";
+const RATIO: &str = "tcpwatch_governor_sampled_ratio";
 const INTERVAL: &str = "tcpwatch_sample_interval_seconds";
 const SAMPLES: &str = "tcpwatch_rtt_seconds_count";
 

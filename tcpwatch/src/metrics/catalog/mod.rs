@@ -303,7 +303,7 @@ pub(crate) const CATALOG: &[Metric] = &[
         )
         .read(OWN, read::governor_level),
     Metric::gauge(
-        "tcpwatch_governor_histogram_ratio",
+        "tcpwatch_governor_sampled_ratio",
         Unit::Ratio,
         "RTT samples that enter the histograms of round-trip times and congestion windows, over those there were.",
     )
