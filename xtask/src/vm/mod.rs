@@ -37,6 +37,8 @@ pub(crate) use self::{
 
 /// What runs in every guest.
 const SUITE: &str = include_str!("suite.txt");
+/// In it, what comes before the part that the ordinary run leaves out.
+const MORE: &str = "more";
 /// What may not.
 const EXPECTED: &str = include_str!("expected.txt");
 /// Read by the test harness: the tests to run, as beginnings of names.
@@ -164,8 +166,9 @@ fn script(series: &Series, programs: &Programs, wanted: &Wanted) -> String {
     if series::is_refused(series) {
         return script;
     }
+    let ordinary = if wanted.full { usize::MAX } else { entries(SUITE).take_while(|line| *line != MORE).count() };
     let suite: Vec<&str> = if wanted.tests.is_empty() {
-        entries(SUITE).collect()
+        entries(SUITE).take(ordinary).filter(|line| *line != MORE).collect()
     } else {
         wanted.tests.iter().map(String::as_str).collect()
     };
@@ -315,6 +318,9 @@ mod tests {
         let of = |name: &str| script(&name.parse().expect("a series"), &programs, &wanted);
         assert!(!of("5.10").contains("/t/kernel"));
         assert!(of("6.1").contains("TCPWATCH_TESTS=bytes_and_segments"));
+        assert!(!of("6.1").contains("tick_mode") && !of("6.1").contains(",more"));
+        let full = script(&"6.1".parse().expect("a series"), &programs, &Wanted { full: true, ..wanted });
+        assert!(full.contains("tick_mode") && !full.contains(",more"));
     }
 
     #[test]
