@@ -330,7 +330,7 @@ const LOCKED_DOWN: &str = "the kernel is locked down for confidentiality and let
 /// What the verifier says such programs do not have: `unknown func bpf_sk_storage_get#107`. The instructions that return
 /// what was there before came with 5.12; the verifiers before know one only and take them for a wrong form of it.
 fn lacking(log: &str) -> Option<&str> {
-    if log.contains("BPF_XADD uses reserved fields") {
+    if log.contains(" uses reserved fields") {
         return Some("atomic exchange");
     }
     log.split_once("unknown func ")?.1.split(['#', '\n']).next()
@@ -356,7 +356,7 @@ mod tests {
     fn what_the_kernel_lacks_is_named() {
         let log = "47: (85) call bpf_sk_storage_get#107\nunknown func bpf_sk_storage_get#107\nprocessed 45 insns\n";
         assert_eq!(lacking(log), Some("bpf_sk_storage_get"));
-        assert_eq!(lacking("12: (db) r1 = xchg\nBPF_XADD uses reserved fields\n"), Some("atomic exchange"));
+        assert_eq!(lacking("BPF_STX uses reserved fields\n"), Some("atomic exchange"));
         assert_eq!(lacking("R1 type=scalar expected=fp"), None);
     }
 }

@@ -19,7 +19,6 @@ pub(crate) fn trials() -> Vec<Trial> {
         return Vec::new();
     }
     vec![
-        trial("fallback_when_fentry_is_refused", no_ftrace),
         trial("fallback_when_addresses_are_hidden", no_addresses),
         trial("fallback_without_tracefs", no_tracefs),
         trial("fallback_without_control_groups_of_version_2", no_cgroup2),
@@ -87,31 +86,6 @@ impl Drop for Without<'_> {
             }
         }
     }
-}
-
-/// Where the tracepoint tells of every reset, nothing else is needed. Elsewhere the trampoline is refused, a breakpoint
-/// would never fire, and what the tracepoint misses is said.
-fn no_ftrace() -> Result<()> {
-    const SYSCTL: &str = "/proc/sys/kernel/ftrace_enabled";
-    // One of them is "none".
-    let complete = findings()?["reset_reasons"].as_u64().unwrap_or(0) > 1;
-    fs::write(SYSCTL, "0").context("cannot switch ftrace off")?;
-    let found = findings();
-    fs::write(SYSCTL, "1").context("cannot switch ftrace on")?;
-    let found = found?;
-    if complete {
-        return all_attached(&found);
-    }
-    let probes = found["probes"].as_array().context("no probes")?;
-    let of = |hook: &str| probes.iter().filter(move |probe| probe["hook"] == hook).collect::<Vec<_>>();
-    ensure!(of("fentry").len() == 3 && of("fentry").iter().any(|probe| probe["state"] != "attached"), "{probes:?}");
-    let kprobes = of("kprobe");
-    let why = |probe: &&Value| probe["why"].as_str().is_some_and(|why| why.contains("kernel.ftrace_enabled"));
-    ensure!(kprobes.len() == 3 && kprobes.iter().all(why), "{kprobes:?}");
-    let tracepoint = of("raw_tp");
-    ensure!(tracepoint.len() == 1 && tracepoint[0]["state"] == "attached", "{tracepoint:?}");
-    ensure!(tracepoint[0]["loses"].as_str().is_some_and(|words| words.contains("incomplete")), "{tracepoint:?}");
-    Ok(())
 }
 
 fn no_addresses() -> Result<()> {
