@@ -333,7 +333,9 @@ fn lacking(log: &str) -> Option<&str> {
     if log.contains(" uses reserved fields") {
         return Some("atomic exchange");
     }
-    log.split_once("unknown func ")?.1.split(['#', '\n']).next()
+    // The second is what newer kernels say.
+    let (_, name) = log.split_once("unknown func ").or_else(|| log.split_once("cannot use helper "))?;
+    name.split(['#', '\n']).next()
 }
 
 /// The underlying EPERM of a refused object, if it was that.
@@ -357,6 +359,8 @@ mod tests {
         let log = "47: (85) call bpf_sk_storage_get#107\nunknown func bpf_sk_storage_get#107\nprocessed 45 insns\n";
         assert_eq!(lacking(log), Some("bpf_sk_storage_get"));
         assert_eq!(lacking("BPF_STX uses reserved fields\n"), Some("atomic exchange"));
+        let log = "program of this type cannot use helper bpf_probe_read#4\n";
+        assert_eq!(lacking(log), Some("bpf_probe_read"));
         assert_eq!(lacking("R1 type=scalar expected=fp"), None);
     }
 }
