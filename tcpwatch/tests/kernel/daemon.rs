@@ -114,14 +114,25 @@ impl Daemon {
 
     /// Scrapes until `done`, for what happens without a step of the test's own: a timer of the kernel, say.
     pub(crate) fn wait(&self, what: &str, done: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_at_most(PATIENCE, Duration::from_millis(20), what, done)
+    }
+
+    /// The same for `most`, with a pause after each scrape, for who must not load the daemon.
+    pub(crate) fn wait_at_most(
+        &self,
+        most: Duration,
+        pause: Duration,
+        what: &str,
+        done: impl Fn(&Metrics) -> bool,
+    ) -> Result<Metrics> {
+        let deadline = Instant::now() + most;
         loop {
             let metrics = self.metrics()?;
             if done(&metrics) {
                 return Ok(metrics);
             }
             ensure!(Instant::now() < deadline, "waited in vain for {what}; the metrics were:\n{metrics}");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(pause);
         }
     }
 

@@ -9,6 +9,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::daemon::PROGRAM;
+use crate::service::Sysctl;
 use crate::{resets, trial};
 
 /// Set in guests.
@@ -89,16 +90,11 @@ impl Drop for Without<'_> {
 }
 
 fn no_addresses() -> Result<()> {
-    const SYSCTL: &str = "/proc/sys/kernel/kptr_restrict";
-    let before = fs::read_to_string(SYSCTL)?;
-    fs::write(SYSCTL, "2")?;
-    let done = findings().and_then(|found| {
-        all_attached(&found)?;
-        ensure!(found["no_symbols"].is_string(), "{}", found["no_symbols"]);
-        resets::closed_port()
-    });
-    fs::write(SYSCTL, before)?;
-    done
+    let _hidden = Sysctl::set("/proc/sys/kernel/kptr_restrict", "2")?;
+    let found = findings()?;
+    all_attached(&found)?;
+    ensure!(found["no_symbols"].is_string(), "{}", found["no_symbols"]);
+    resets::closed_port()
 }
 
 fn no_tracefs() -> Result<()> {

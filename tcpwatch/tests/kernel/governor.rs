@@ -32,15 +32,7 @@ fn samples(metrics: &Metrics, port: u16) -> i64 {
 
 /// Looks once a second, which costs little.
 fn wait(daemon: &Daemon, what: &str, most: Duration, done: impl Fn(&Metrics) -> bool) -> Result<Metrics> {
-    let deadline = Instant::now() + most;
-    loop {
-        let metrics = daemon.metrics()?;
-        if done(&metrics) {
-            return Ok(metrics);
-        }
-        ensure!(Instant::now() < deadline, "waited in vain for {what}\n{metrics}");
-        thread::sleep(Duration::from_secs(1));
-    }
+    daemon.wait_at_most(most, Duration::from_secs(1), what, done)
 }
 
 fn cpu() -> Result<()> {

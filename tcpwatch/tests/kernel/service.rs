@@ -66,10 +66,10 @@ fn status(pid: u32, key: &str) -> Result<String> {
 }
 
 /// A setting of the kernel for the time of a test.
-struct Sysctl(&'static str, String);
+pub(crate) struct Sysctl(&'static str, String);
 
 impl Sysctl {
-    fn set(path: &'static str, value: &str) -> Result<Self> {
+    pub(crate) fn set(path: &'static str, value: &str) -> Result<Self> {
         let before = fs::read_to_string(path)?;
         fs::write(path, value)?;
         Ok(Self(path, before))
