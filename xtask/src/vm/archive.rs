@@ -57,9 +57,10 @@ impl Archive {
             Ok(kernel) => Ok(kernel),
             Err(error) => {
                 let cached = self.cached()?;
-                let Some(release) = series.newest(cached.iter().map(String::as_str)) else { return Err(error) };
+                let cached = series.newest_first(cached.iter().map(String::as_str));
+                let Some(release) = cached.first() else { return Err(error) };
                 say!("kernel {series}: {error:#}; taking {release}, which was fetched before");
-                Ok(Kernel { release: release.to_owned(), folder: self.cache.join(release) })
+                Ok(Kernel { release: (*release).to_owned(), folder: self.cache.join(release) })
             }
         }
     }
@@ -68,27 +69,51 @@ impl Archive {
         self.update()?;
         let names = stdout_of(self.apt("apt-cache")?.args(["search", "--names-only", "^linux-image-.*-cloud-amd64$"]))?;
         let releases = names.lines().filter_map(|line| release_of(line.split(' ').next()?));
-        let release = series.newest(releases).with_context(|| format!("the archive has no kernel {series}"))?;
-        let folder = self.cache.join(release);
-        if !folder.join(WHOLE).exists() {
-            self.unpack(release, &folder)?;
+        let mut gone = None;
+        for release in series.newest_first(releases) {
+            let folder = self.cache.join(release);
+            if !folder.join(WHOLE).exists() {
+                let packages = self.packages(release)?;
+                // The archive may keep the package that asks for the modules longer than the modules.
+                if let Some(missing) = packages.iter().find(|package| self.control(package).is_err()) {
+                    gone = gone.or(Some(format!("kernel {series}: {release} has no {missing} any more")));
+                    continue;
+                }
+                self.unpack(&packages, &folder)?;
+            }
+            if let Some(gone) = gone {
+                say!("{gone}; taking {release}");
+            }
+            return Ok(Kernel { release: release.to_owned(), folder });
         }
-        Ok(Kernel { release: release.to_owned(), folder })
+        bail!("{}", gone.unwrap_or_else(|| format!("the archive has no kernel {series}")))
     }
 
-    fn unpack(&self, release: &str, folder: &Path) -> Result<()> {
+    /// The packages of a kernel, image and modules.
+    fn packages(&self, release: &str) -> Result<Vec<String>> {
         let image = format!("linux-image-{release}{FLAVOUR}");
-        let control = stdout_of(self.apt("apt-cache")?.args(["show", "--no-all-versions", &image]))?;
         // From 6.19 on the package of this name is empty and asks for two others.
-        let mut packages = parts(&control);
+        let mut packages = parts(&self.control(&image)?);
         packages.push(image);
+        Ok(packages)
+    }
+
+    /// What the archive says of a package that it has.
+    fn control(&self, package: &str) -> Result<String> {
+        let control = stdout_of(self.apt("apt-cache")?.args(["show", "--no-all-versions", package]))?;
+        // Of what others only ask for, it prints nothing and succeeds.
+        ensure!(control.contains("Package: "), "the archive has no {package}");
+        Ok(control)
+    }
+
+    fn unpack(&self, packages: &[String], folder: &Path) -> Result<()> {
         say!("fetching {}", packages.join(", "));
         if folder.exists() {
             fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
         }
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let mut download = self.apt("apt-get")?;
-        download.args(["download", "--quiet", "--option", "APT::Sandbox::User=root"]).args(&packages);
+        download.args(["download", "--quiet", "--option", "APT::Sandbox::User=root"]).args(packages);
         succeed(download.current_dir(folder).stdout(std::io::stderr()))?;
         for entry in fs::read_dir(folder).context("reading what was fetched")? {
             let path = entry?.path();

@@ -64,9 +64,11 @@ impl fmt::Display for Series {
 }
 
 impl Series {
-    /// The newest of these releases, such as `6.12.117+deb13`, that belongs to it.
-    pub(crate) fn newest<'a>(&self, releases: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-        releases.filter(|release| self.has(release)).max_by_key(|release| numbers(release))
+    /// Those of these releases, such as `6.12.117+deb13`, that belong to it, newest first.
+    pub(crate) fn newest_first<'a>(&self, releases: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+        let mut own: Vec<&str> = releases.filter(|release| self.has(release)).collect();
+        own.sort_by_key(|release| std::cmp::Reverse(numbers(release)));
+        own
     }
 
     fn has(&self, release: &str) -> bool {
@@ -106,13 +108,14 @@ mod tests {
 
     #[test]
     fn the_newest_of_a_series_is_by_numbers() {
-        let newest = |name: &str| series(name).newest(RELEASES.into_iter());
+        let newest = |name: &str| series(name).newest_first(RELEASES.into_iter()).first().copied();
         assert_eq!(newest("5.10"), Some("5.10.0-46"));
         assert_eq!(newest("6.1"), Some("6.1.0-56"));
         assert_eq!(newest("6.12"), Some("6.12.107+deb13"));
         assert_eq!(newest("6.18+"), Some("6.19.14+deb13"));
         assert_eq!(newest("7.x"), Some("7.3.4+deb13"));
         assert_eq!(newest("6.8"), None);
+        assert_eq!(series("6.18+").newest_first(RELEASES.into_iter()), ["6.19.14+deb13", "6.18.15+deb13"]);
     }
 
     #[test]
