@@ -23,7 +23,7 @@ const TOOLS: [&str; 11] =
 /// The shell and all small tools: one static program.
 const BUSYBOX: &str = "busybox";
 /// Modules that the tests need, in any order; what a kernel has built in, or not at all, is passed over.
-const MODULES: [&str; 21] = [
+const MODULES: [&str; 22] = [
     "veth",
     "tun",
     "dummy",
@@ -39,6 +39,7 @@ const MODULES: [&str; 21] = [
     "nft_ct",
     "nft_limit",
     "nft_numgen",
+    "nft_objref",
     "nft_reject_inet",
     "nft_reject_ipv4",
     "nft_reject_ipv6",

@@ -246,16 +246,25 @@ fn boot_all(
 fn boot(series: &Series, kernel: &Kernel, image: &Path, accelerator: Accelerator, folder: &Path) -> Result<Outcome> {
     let began = Instant::now();
     let log = folder.join(format!("{}.log", kernel.release));
-    say!("kernel {series}: booting {}, console in {}", kernel.release, log.display());
-    let mut listener = Listener::new(&series.name);
-    let ended = guest::run(accelerator, &kernel.image()?, image, &log, |line| {
-        if let Some(words) = listener.hear(line).filter(|words| !words.starts_with("doctor {")) {
-            println!("[{series} {:4} s] {words}", began.elapsed().as_secs());
+    let once = || -> Result<Outcome> {
+        say!("kernel {series}: booting {}, console in {}", kernel.release, log.display());
+        let mut listener = Listener::new(&series.name);
+        let ended = guest::run(accelerator, &kernel.image()?, image, &log, |line| {
+            if let Some(words) = listener.hear(line).filter(|words| !words.starts_with("doctor {")) {
+                println!("[{series} {:4} s] {words}", began.elapsed().as_secs());
+            }
+        });
+        let mut outcome = listener.finish();
+        if let Err(error) = ended {
+            outcome.trouble = Some(format!("{error:#}"));
         }
-    });
-    let mut outcome = listener.finish();
-    if let Err(error) = ended {
-        outcome.trouble = Some(format!("{error:#}"));
+        Ok(outcome)
+    };
+    let mut outcome = once()?;
+    // An emulator that does not come to the first word is no finding about tcpwatch.
+    if let Some(trouble) = outcome.trouble.as_ref().filter(|_| outcome.release.is_empty()) {
+        say!("kernel {series}: {trouble}; once more");
+        outcome = once()?;
     }
     if outcome.release.is_empty() {
         outcome.release.clone_from(&kernel.release);

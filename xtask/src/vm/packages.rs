@@ -22,8 +22,8 @@ pub(crate) const TOOLS: [(&str, &str); 4] = [
     ("strip", "binutils"),
 ];
 
-/// The emulator in its parts, all of one version.
-const QEMU: [&str; 3] = ["qemu-system-x86", "qemu-system-common", "qemu-system-data"];
+/// The emulator, its parts, and the firmware that it asks for a version of.
+const QEMU: [&str; 4] = ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"];
 /// Before it, one boot in six of 6.12 failed.
 const RELIABLE: u32 = 9;
 

@@ -51,6 +51,8 @@ pub(crate) struct Listener {
     circumstances: String,
     /// These tests have failed once.
     again: bool,
+    /// Verdicts heard since the test program last began.
+    heard: u64,
 }
 
 impl Listener {
@@ -76,7 +78,16 @@ impl Listener {
             }
             return Some(words.to_owned());
         }
+        if line.starts_with("running ") {
+            self.heard = 0;
+        }
+        // A test that writes among the harness's lines makes its verdict unreadable: it must not go missing.
+        if let Some(ran) = summary(line).filter(|ran| *ran != self.heard) {
+            self.outcome.trouble =
+                Some(format!("{ran} tests were run, the verdicts of {} were understood", self.heard));
+        }
         let (name, verdict) = parse(line)?;
+        self.heard += 1;
         let name = if self.circumstances.is_empty() { name } else { format!("{name} ({})", self.circumstances) };
         if self.again && verdict == Verdict::Passed {
             self.outcome.second_try.push(name.clone());
@@ -89,6 +100,13 @@ impl Listener {
     pub(crate) fn finish(self) -> Outcome {
         self.outcome
     }
+}
+
+/// How many tests were run, by `test result: ok. 7 passed; 1 failed; 2 ignored; …`.
+fn summary(line: &str) -> Option<u64> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |part: &str| part.trim().split(' ').next()?.parse::<u64>().ok();
+    counts.split(';').take(3).map(count).sum()
 }
 
 /// `test NAME ... ok`, as the test harness prints it.
@@ -148,7 +166,7 @@ mod tests {
             "test a                ... ok",
             "test b ... FAILED",
             "test c ... ignored, no bbr",
-            "test result: FAILED. 1 passed; 1 failed",
+            "test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured",
             "@@again",
             "test b ... ok",
             "@@again-over",
@@ -168,6 +186,22 @@ mod tests {
         assert_eq!(outcome.tests.get("a (kprobe)"), Some(&Verdict::Passed));
         assert_eq!(outcome.tests.get("c"), Some(&Verdict::Skipped("no bbr".to_owned())));
         assert_eq!(outcome.trouble, None);
+    }
+
+    #[test]
+    fn a_verdict_that_is_not_understood_is_trouble() {
+        let mut listener = Listener::new("6.1");
+        for line in [
+            "running 2 tests",
+            "test a ... ok",
+            "test b ... 7 seconds",
+            "ok",
+            "test result: ok. 2 passed; 0 failed; 0 ignored",
+        ] {
+            listener.hear(line);
+        }
+        let trouble = listener.finish().trouble.expect("trouble");
+        assert!(trouble.contains("2 tests") && trouble.contains("of 1"), "{trouble}");
     }
 
     #[test]
