@@ -115,8 +115,10 @@ impl Run {
                 self.step("benchmarks (smoke)", || Ok(Count { passed: bench::smoke()?, ..Count::default() }));
             }
         }
-        if args.what == Some(What::Full) {
+        if checks {
             self.guests(args);
+        }
+        if args.what == Some(What::Full) {
             self.packages();
             self.step("fuzz targets", || Ok(Count { passed: fuzz::all()?, ..Count::default() }));
         } else if checks {
@@ -124,7 +126,7 @@ impl Run {
         }
     }
 
-    /// The suite on other kernels.
+    /// The suite on other kernels: three of them in the ordinary run, the whole matrix otherwise.
     fn guests(&mut self, args: &Args) {
         let alone = args.what == Some(What::Vm);
         let wanted = vm::Wanted {

@@ -19,7 +19,7 @@ impl Pair {
     /// When there was unread data, or it takes too long.
     pub fn close(mut self, first: End) -> Result<()> {
         let timeout = self.timeout;
-        let (local, remote) = self.addresses(first)?;
+        let (local, remote) = self.addresses(first);
         let [closing, following] = [self.netns(first).clone(), self.netns(first.other()).clone()];
         self.half_close(first)?;
         drop(self);
@@ -36,7 +36,7 @@ impl Pair {
     /// When there was unread data, or it takes too long.
     pub fn finish_close(mut self, last: End) -> Result<()> {
         let timeout = self.timeout;
-        let (local, remote) = self.addresses(last)?;
+        let (local, remote) = self.addresses(last);
         let [closing, other] = [self.netns(last).clone(), self.netns(last.other()).clone()];
         self.half_close(last)?;
         drop(self);
@@ -79,7 +79,7 @@ impl Pair {
     pub fn send_after_close(mut self, closed: End) -> Result<()> {
         let sending = closed.other();
         let timeout = self.timeout;
-        let flow = self.flow(closed)?;
+        let flow = self.flow(closed);
         let netns = self.netns(closed).clone();
         self.half_close(closed)?;
         let (kept, gone) = match sending {

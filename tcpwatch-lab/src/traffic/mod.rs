@@ -162,7 +162,7 @@ impl Traffic {
             wait_ready(&server.listener, PollFlags::IN, deadline, "a connection to accept")?;
             let (stream, peer) = server.listener.accept().context("cannot accept a connection")?;
             if crate::sockets::canonical(peer) == crate::sockets::canonical(own) {
-                return Ok(Pair::new(self, client.into(), stream));
+                return Pair::new(self, client.into(), stream);
             }
         }
     }

@@ -45,15 +45,23 @@ pub struct Pair {
     pub server: TcpStream,
     pub(super) namespaces: [Netns; 2],
     pub(super) timeout: Duration,
+    /// Addresses of both ends when they were connected, the own one first.
+    connected: [(SocketAddr, SocketAddr); 2],
+}
+
+fn addresses(stream: &TcpStream) -> Result<(SocketAddr, SocketAddr)> {
+    let local = stream.local_addr().context("a connection has no address of its own")?;
+    Ok((local, stream.peer_addr().context("a connection has no peer any more")?))
 }
 
 /// How much is written and read at once.
 const CHUNK: usize = 64 << 10;
 
 impl Pair {
-    pub(super) fn new(traffic: &Traffic, client: TcpStream, server: TcpStream) -> Self {
+    pub(super) fn new(traffic: &Traffic, client: TcpStream, server: TcpStream) -> Result<Self> {
         let namespaces = [traffic.client.clone(), traffic.server.clone()];
-        Self { client, server, namespaces, timeout: traffic.timeout }
+        let connected = [addresses(&client)?, addresses(&server)?];
+        Ok(Self { client, server, namespaces, timeout: traffic.timeout, connected })
     }
 
     /// The socket of one end.
@@ -69,19 +77,16 @@ impl Pair {
         &self.namespaces[end as usize]
     }
 
-    /// What an end sends: its address and the other's, as on the wire (IPv4 also where a socket maps it).
-    ///
-    /// # Errors
-    /// When the connection is over.
-    pub fn flow(&self, from: End) -> Result<Flow> {
-        let (src, dst) = self.addresses(from)?;
-        Ok(Flow { src: canonical(src), dst: canonical(dst) })
+    /// What an end sends: its address and the other's, as on the wire (IPv4 also where a socket maps it). Where the
+    /// connection is over, what it was.
+    pub fn flow(&self, from: End) -> Flow {
+        let (src, dst) = self.addresses(from);
+        Flow { src: canonical(src), dst: canonical(dst) }
     }
 
-    pub(super) fn addresses(&self, end: End) -> Result<(SocketAddr, SocketAddr)> {
-        let stream = self.stream(end);
-        let local = stream.local_addr().context("a connection has no address of its own")?;
-        Ok((local, stream.peer_addr().context("a connection has no peer any more")?))
+    /// A socket that was connected again has others than at first, one that was reset has none.
+    pub(super) fn addresses(&self, end: End) -> (SocketAddr, SocketAddr) {
+        addresses(self.stream(end)).unwrap_or(self.connected[end as usize])
     }
 
     /// What the kernel knows of one end.

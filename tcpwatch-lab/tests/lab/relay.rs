@@ -181,7 +181,7 @@ fn round_trips() -> Result<()> {
         let path = Path::builder().delay(Duration::from_millis(10)).build()?;
         let mut pair = Traffic::over(&path, family).connect()?;
         pair.ping_pong(40, 200)?;
-        let samples = path.record().rtt_samples_of(pair.flow(end)?);
+        let samples = path.record().rtt_samples_of(pair.flow(end));
         ensure!(samples.len() >= 41, "{} samples", samples.len());
         let median = median_rtt_ns(&samples).context("no samples")?;
         ensure!((20 * MS..21 * MS).contains(&median), "median {median} ns");
@@ -214,7 +214,7 @@ fn forged_reset() -> Result<()> {
         let path = Path::builder().build()?;
         let mut pair = Traffic::over(&path, family).connect()?;
         pair.send(End::Server, 1000)?;
-        let flow = pair.flow(End::Server)?;
+        let flow = pair.flow(End::Server);
         let seq = path.record().next_seq(flow).context("the flow is not in the record")?;
         path.inject_segment(&RawSegment::reset(flow, seq))?;
         let client = flow.reversed();

@@ -50,7 +50,7 @@ fn mapped() -> Result<()> {
     ensure!(pair.client.peer_addr()?.is_ipv4());
     let pair = Traffic::over(&path, Family::MappedBoth).connect()?;
     ensure!(pair.client.peer_addr()?.to_string().starts_with("[::ffff:10.77.0.2]"), "{:?}", pair.client.peer_addr());
-    let flow = pair.flow(End::Client)?;
+    let flow = pair.flow(End::Client);
     ensure!(flow.src.is_ipv4());
     ensure!(path.record().flows().contains(&flow), "the flow on the wire is not the pair's");
     Ok(())
@@ -108,7 +108,7 @@ fn half_close() -> Result<()> {
     let mut pair = Traffic::over(&path, Family::V4).connect()?;
     pair.half_close(End::Client)?;
     pair.send(End::Server, 50_000)?;
-    let flow = pair.flow(End::Client)?;
+    let flow = pair.flow(End::Client);
     let sockets = path.a().tcp_sockets()?;
     let state = sockets.iter().find(|socket| socket.local == flow.src).map(|socket| socket.state);
     ensure!(state == Some(TcpState::FinWait2), "{state:?}");

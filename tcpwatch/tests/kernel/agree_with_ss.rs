@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
-use tcpwatch_lab::{End, Family, Pair, Path, Traffic, sockopt};
+use tcpwatch_lab::{End, Family, Netns, Pair, Path, Traffic, sockopt};
 
 use crate::daemon::Daemon;
 use crate::trial;
@@ -43,12 +43,14 @@ fn loss(path: &Path, pair: &mut Pair) -> Result<()> {
 }
 
 fn agree(course: fn(&Path, &mut Pair) -> Result<()>) -> Result<()> {
-    for (family, congestion) in [(Family::V4, "cubic"), (Family::V6, "bbr"), (Family::V4, "bbr"), (Family::V6, "cubic")]
-    {
-        let path = Path::builder().delay(Duration::from_millis(4)).build()?;
-        let daemon = Daemon::watching(&[path.a(), path.b()])?;
-        let mut pair = Traffic::over(&path, family).congestion(congestion).connect()?;
-        course(&path, &mut pair)?;
+    let path = || Path::builder().delay(Duration::from_millis(4)).build();
+    let paths = [path()?, path()?, path()?, path()?];
+    let ends: Vec<&Netns> = paths.iter().flat_map(|path| [path.a(), path.b()]).collect();
+    let daemon = Daemon::watching(&ends)?;
+    let kinds = [(Family::V4, "cubic"), (Family::V6, "bbr"), (Family::V4, "bbr"), (Family::V6, "cubic")];
+    for (path, (family, congestion)) in paths.iter().zip(kinds) {
+        let mut pair = Traffic::over(path, family).congestion(congestion).connect()?;
+        course(path, &mut pair)?;
         for end in [End::Client, End::Server] {
             compare_until_read(&daemon, &pair, end).with_context(|| format!("{family:?}, {congestion}, {end:?}"))?;
         }

@@ -94,7 +94,7 @@ fn values() -> Result<()> {
             }
             ensure!(Instant::now() < deadline, "never read: {found}");
         };
-        let flow = pair.flow(End::Client)?;
+        let flow = pair.flow(End::Client);
         let end = |name: &str| -> Result<SocketAddr> {
             let address = found[format!("{name}_address")].as_str().context("no address")?.parse()?;
             Ok(SocketAddr::new(address, found[format!("{name}_port")].as_u64().context("no port")? as u16))
@@ -220,7 +220,7 @@ fn top_once() -> Result<()> {
     let path = Path::builder().build()?;
     let daemon = Daemon::watching(&[path.a(), path.b()])?;
     let pair = Traffic::over(&path, Family::ALL[0]).connect()?;
-    let flow = pair.flow(End::Client)?;
+    let flow = pair.flow(End::Client);
     let Output { status, stdout, stderr } = top(&daemon).output()?;
     let (said, errors) = (String::from_utf8(stdout)?, String::from_utf8(stderr)?);
     ensure!(status.success(), "{status}: {errors}");

@@ -42,7 +42,7 @@ const STACKS: &str = "tcpwatch_reset_stacks_total";
 /// Waits until one end has seen how the other ended the connection. Were it closed before, its FIN would find nobody,
 /// and be answered with one reset more.
 fn seen(pair: &Pair, by: End) -> Result<()> {
-    let flow = pair.flow(by)?;
+    let flow = pair.flow(by);
     pair.netns(by).wait_state(flow.src, flow.dst, None, PATIENCE)
 }
 
@@ -190,7 +190,7 @@ fn evidence() -> Result<()> {
     pair.send(End::Server, 1000)?;
     pair.send(End::Client, 500)?;
     options::set_socket_linger(&pair.client, Some(Duration::from_secs(3)))?;
-    let flow = pair.flow(End::Client)?;
+    let flow = pair.flow(End::Client);
     let (client, server) = cookies(&pair)?;
     let before = std::time::Instant::now();
     std::thread::sleep(Duration::from_millis(50));

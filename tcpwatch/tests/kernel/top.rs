@@ -110,7 +110,7 @@ fn session() -> Result<()> {
     let traffic = Traffic::over(&path, Family::V4);
     let (lossy, idle) = (traffic.listen()?, traffic.listen()?);
     let (mut busy, still) = (traffic.connect_to(&lossy)?, traffic.connect_to(&idle)?);
-    let (port, other) = (busy.flow(End::Client)?.dst.port(), still.flow(End::Client)?.dst.port());
+    let (port, other) = (busy.flow(End::Client).dst.port(), still.flow(End::Client).dst.port());
     path.forward().drop_when(Match::data().port(port).probability(0.05, 7));
     traffic.refused(3)?;
     let stop = AtomicBool::new(false);
@@ -206,7 +206,7 @@ fn printed() -> Result<()> {
     let daemon = Daemon::watching(&[path.a(), path.b()])?;
     let traffic = Traffic::over(&path, Family::V6);
     let pair = traffic.connect()?;
-    let flow = pair.flow(End::Client)?;
+    let flow = pair.flow(End::Client);
     traffic.refused(2)?;
     let top = |words: &[&str]| -> Result<String> {
         let output = Command::new(PROGRAM).arg("top").args(words).arg("--socket").arg(daemon.socket()).output()?;

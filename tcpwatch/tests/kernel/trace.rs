@@ -92,7 +92,7 @@ fn selects() -> Result<()> {
         let traffic = Traffic::over(&path, family);
         let (one, other) = (traffic.listen()?, traffic.listen()?);
         let wanted = traffic.connect_to(&one)?;
-        let flow = wanted.flow(End::Client)?;
+        let flow = wanted.flow(End::Client);
         let port = flow.dst.port().to_string();
         let pid = std::process::id().to_string();
         let words = ["resets", "--json", "peer", "port", &port, "and", "pid", &pid, "or", "pid", "1"];
@@ -182,7 +182,7 @@ fn alone() -> Result<()> {
     let traffic = Traffic::over(&path, Family::ALL[0]);
     let server = traffic.listen()?;
     let pair = traffic.connect_to(&server)?;
-    let port = pair.flow(End::Client)?.src.port().to_string();
+    let port = pair.flow(End::Client).src.port().to_string();
     let mut trace = Trace::start(None, &["all", "--json", "--duration", "20s", "sport", &port])?;
     pair.abort(End::Client)?;
     let event = trace.object()?;

@@ -24,7 +24,7 @@ pub(super) fn alone() -> Result<()> {
     let mut pair = Traffic::over(&path, Family::V4).connect()?;
     pair.fill(End::Client, ms(300))?;
     thread::sleep(ms(1000));
-    let port = pair.flow(End::Client)?.src.port();
+    let port = pair.flow(End::Client).src.port();
 
     let folder = tempfile::tempdir()?;
     let config = folder.path().join("tcpwatch.toml");
