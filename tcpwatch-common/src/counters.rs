@@ -225,8 +225,10 @@ pub mod setting {
     pub const PASS: u32 = 3;
     /// Which RTT samples enter the histograms: [`crate::thinning::mask`].
     pub const THINNING: u32 = 4;
+    /// Not 0 while the daemon sleeps until a record wakes it; otherwise it looks by the clock.
+    pub const SLEEPS: u32 = 5;
     /// Words in all.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 6;
 }
 
 /// What the reading iterator does with every connection.

@@ -30,6 +30,9 @@ pub static HZ: u32 = 250;
 /// Records a second and CPU that tcp_retransmit_skb, tcp_retransmit_synack and the reset programs may each emit.
 #[unsafe(no_mangle)]
 pub static DETAIL_PER_SECOND: u32 = 1000;
+/// Bytes that wait in the ring from which every record wakes the daemon.
+#[unsafe(no_mangle)]
+pub static WAKE_BYTES: u32 = 0;
 /// 1: look at a socket at most once a jiffy; 0: on every segment.
 #[unsafe(no_mangle)]
 pub static TICK_MODE: u32 = 0;

@@ -19,7 +19,7 @@ use tcpwatch_common::state::{Direction, ca_state};
 use tcpwatch_common::thinning;
 
 use crate::add::{atomic_add, exchange, opaque};
-use crate::config::{DETAIL_PER_SECOND, HZ, frozen};
+use crate::config::{DETAIL_PER_SECOND, HZ, WAKE_BYTES, frozen};
 use crate::count::{Group, count, count_netns, lost, slot_of};
 use crate::limits;
 use crate::maps::{DISTS, EVENTS, SETTINGS, TOKENS, Tokens};
@@ -51,14 +51,41 @@ pub fn allowed(bucket: u32, loss: Loss) -> bool {
     true
 }
 
+/// `BPF_RB_NO_WAKEUP`, include/uapi/linux/bpf.h.
+const NO_WAKEUP: u64 = 1;
+/// `BPF_RB_FORCE_WAKEUP`.
+const FORCE_WAKEUP: u64 = 2;
+/// `BPF_RB_AVAIL_DATA`.
+const AVAIL_DATA: u64 = 0;
+
+/// When the daemon shall see a record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Haste {
+    /// When it next looks. Waking it costs the CPU that carries the traffic several times what the record does.
+    Whenever,
+    /// At once: what follows is counted otherwise by its answer.
+    AtOnce,
+}
+
+/// How to submit a record.
+#[inline(always)]
+pub fn wake(haste: Haste) -> u64 {
+    let sleeps = SETTINGS.get(setting::SLEEPS).is_none_or(|sleeps| *sleeps != 0);
+    if haste == Haste::AtOnce || sleeps || EVENTS.query(AVAIL_DATA) >= u64::from(frozen(&WAKE_BYTES)) {
+        FORCE_WAKEUP
+    } else {
+        NO_WAKEUP
+    }
+}
+
 /// Reserves a record, has it filled and submits it; counts a full ring as `loss`.
 #[inline(always)]
-pub fn record<T: 'static>(loss: Loss, fill: impl FnOnce(*mut T)) {
+pub fn record<T: 'static>(loss: Loss, haste: Haste, fill: impl FnOnce(*mut T)) {
     match EVENTS.reserve::<T>(0) {
         Some(mut entry) => {
             let place: &mut MaybeUninit<T> = &mut entry;
             fill(place.as_mut_ptr());
-            entry.submit(0);
+            entry.submit(wake(haste));
         }
         None => lost(loss),
     }
@@ -309,7 +336,10 @@ pub struct Moment {
 #[inline(always)]
 pub fn connection(sock: TcpSock, conn: &mut Conn, moment: &Moment) {
     conn.told_segments = activity(sock);
-    record::<ConnRecord>(moment.loss, |place| {
+    // The first of a service asks for a slot: the sooner it is there, the less is counted under the others.
+    let asks = matches!(moment.kind, Kind::Open) && conn.slot == slot::other(Direction::from_u8(conn.direction));
+    let haste = if asks { Haste::AtOnce } else { Haste::Whenever };
+    record::<ConnRecord>(moment.loss, haste, |place| {
         // SAFETY: `place` is a reserved record; every field is written, none is read.
         unsafe { write_connection(place, sock, conn, moment) }
     });

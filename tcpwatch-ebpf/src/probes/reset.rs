@@ -18,7 +18,7 @@ use super::stack::Stack;
 use crate::add::{atomic_add, opaque};
 use crate::config::{LAYOUT, REASON_HINTS, offset, watched};
 use crate::count::{self, Group};
-use crate::emit;
+use crate::emit::{self, Haste};
 use crate::kernel::{copy, copy_to, field};
 use crate::maps::{self, CLOSING, Closing, EVENTS, RESET_SCRATCH};
 use crate::sock::{AF_INET6, direction_by_port, is_mapped, jiffies, mapped};
@@ -140,7 +140,7 @@ pub fn handle<C: EbpfContext>(ctx: &C, call: &Call) {
         r.header = emit::header::<ResetRecord>(Kind::Reset);
         r.reason = call.reason;
         (r.origin, r.cause) = (call.origin as u8, why as u8);
-        if EVENTS.output::<ResetRecord>(&*r, 0).is_err() {
+        if EVENTS.output::<ResetRecord>(&*r, emit::wake(Haste::Whenever)).is_err() {
             count::lost(Loss::RingReset);
         }
     }

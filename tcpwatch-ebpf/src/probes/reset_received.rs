@@ -9,7 +9,7 @@ use tcpwatch_common::reset::{ResetCause, ResetOrigin, known};
 
 use crate::config::watched;
 use crate::count;
-use crate::emit;
+use crate::emit::{self, Haste};
 use crate::sock::{TcpSock, direction_by_port};
 
 /// Remembers it for the close that follows at once, and counts it by state.
@@ -32,7 +32,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
     if !emit::allowed(bucket::RECEIVED, Loss::ThrottledReceived) {
         return;
     }
-    emit::record::<ResetRecord>(Loss::RingReceived, |place| {
+    emit::record::<ResetRecord>(Loss::RingReceived, Haste::Whenever, |place| {
         // SAFETY: a reserved record.
         unsafe {
             place.write(ResetRecord {

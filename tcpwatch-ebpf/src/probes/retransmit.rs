@@ -8,7 +8,7 @@ use tcpwatch_common::state::Direction;
 
 use crate::config::{LAYOUT, RETRANSMIT_HAS_ERR, frozen, offset, watched};
 use crate::count::{self, Group};
-use crate::emit;
+use crate::emit::{self, Haste};
 use crate::sock::{TcpSock, direction_by_port};
 
 /// `EBUSY`: the segment still waits in a queue of this host, which the kernel does not count as a failure.
@@ -99,7 +99,7 @@ fn segments_of(skb: *const u8) -> u32 {
 
 #[inline(always)]
 fn detail(sock: TcpSock, skb: *const u8, why: RetransmitCause, segments: u32, err: i32) {
-    emit::record::<RetransmitRecord>(Loss::RingRetransmit, |place| {
+    emit::record::<RetransmitRecord>(Loss::RingRetransmit, Haste::Whenever, |place| {
         let seq = control_block!(skb, cb_seq, u32);
         let bytes = control_block!(skb, cb_end_seq, u32).wrapping_sub(seq);
         // SAFETY: a reserved record.
@@ -141,7 +141,7 @@ pub fn handle_synack(ctx: &BtfTracePointContext) {
     if !emit::allowed(bucket::SYN_ACK, Loss::ThrottledSynAck) {
         return;
     }
-    emit::record::<RetransmitRecord>(Loss::RingSynAck, |place| {
+    emit::record::<RetransmitRecord>(Loss::RingSynAck, Haste::Whenever, |place| {
         // SAFETY: a reserved record.
         unsafe {
             place.write(RetransmitRecord {

@@ -15,7 +15,7 @@ use tcpwatch_common::state::{Direction, TcpState};
 use crate::add::{atomic_add, exchange};
 use crate::config::watched;
 use crate::count::{self, Group};
-use crate::emit::{self, Moment};
+use crate::emit::{self, Haste, Moment};
 use crate::limits;
 use crate::maps::{CLOSING, Closing, LISTENERS, SOCKETS};
 use crate::owner::Owner;
@@ -258,7 +258,7 @@ fn listener(sock: TcpSock, netns: u32, up: bool) {
             }
         }
     }
-    emit::record::<ListenerRecord>(Loss::RingState, |place| {
+    emit::record::<ListenerRecord>(Loss::RingState, Haste::AtOnce, |place| {
         // SAFETY: a reserved record.
         unsafe { emit::write_listener(place, sock, up, false) }
     });

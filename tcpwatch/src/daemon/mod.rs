@@ -50,6 +50,8 @@ pub(crate) const TICK: Duration = Duration::from_secs(1);
 
 /// Beginnings and ends of storms that a slow listener may lag behind.
 const STORMS_KEPT: usize = 64;
+/// Batches taken in one go before a question is answered: more than a second brings.
+const CATCH_UP: usize = 64;
 
 /// What the configuration decides about the kernel programs.
 pub(crate) fn options(config: &Config) -> Result<load::Options, DaemonError> {
@@ -402,7 +404,8 @@ impl Daemon {
 
     /// Waits for records and takes a batch of them.
     pub(crate) async fn next_batch(&mut self) -> Result<Batch, DaemonError> {
-        let batch = self.source.next_batch(|record| self.inbox.take(record)).await;
+        let sleeps = |sleeps| self.maps.set_sleeps(sleeps).map_err(io::Error::other);
+        let batch = self.source.next_batch(|record| self.inbox.take(record), sleeps).await;
         let batch = batch.map_err(|source| DaemonError::System { what: "read the ring buffer", source })?;
         self.after(batch)?;
         Ok(batch)
@@ -410,8 +413,14 @@ impl Daemon {
 
     /// Takes what waits in the ring.
     fn catch_up(&mut self) -> Result<(), DaemonError> {
-        let batch = self.source.take_ready(|record| self.inbox.take(record));
-        self.after(batch)
+        for _ in 0..CATCH_UP {
+            let batch = self.source.take_ready(|record| self.inbox.take(record));
+            self.after(batch)?;
+            if batch.drained {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn after(&mut self, batch: Batch) -> Result<(), DaemonError> {

@@ -130,6 +130,9 @@ pub(crate) fn load(facts: &KernelFacts, options: &Options) -> Result<Loaded, Loa
     Err(LoadError::NoObjects("no way to load the programs is known"))
 }
 
+/// Of the ring: so much may wait until the daemon looks by the clock.
+const WAKING_SHARE: u32 = 4;
+
 pub(crate) fn load_object(
     facts: &KernelFacts,
     options: &Options,
@@ -150,6 +153,7 @@ pub(crate) fn load_object(
         *place = *wanted;
     }
     let tick = u32::from(options.tick_mode);
+    let wake = options.ring_bytes / WAKING_SHARE;
     let log_level = if options.kernel_log { u8::MAX } else { 0 };
     let symbols = &facts.symbols;
     let frames = if symbols.can_cut() { stack::FRAMES as u32 } else { stack::FRAMES_UNCUT };
@@ -165,6 +169,7 @@ pub(crate) fn load_object(
         .override_global("NETNS", netns.as_slice(), true)
         .override_global("HZ", &facts.hz, true)
         .override_global("DETAIL_PER_SECOND", &options.detail_per_second, true)
+        .override_global("WAKE_BYTES", &wake, true)
         .override_global("TICK_MODE", &tick, true)
         .override_global("STACK_CUTS", cuts.as_slice(), true)
         .override_global("STACK_PATHS", paths.as_slice(), true)

@@ -173,6 +173,11 @@ impl Maps {
         self.set(setting::THINNING, thinning::mask(shift).into())
     }
 
+    /// Says whether a record is to wake the daemon.
+    pub(crate) fn set_sleeps(&mut self, sleeps: bool) -> Result<(), MapsError> {
+        self.set(setting::SLEEPS, sleeps.into())
+    }
+
     fn set(&mut self, setting: u32, value: u64) -> Result<(), MapsError> {
         self.settings.set(setting, value, 0).map_err(|source| MapsError::Map { name: "SETTINGS", source })
     }

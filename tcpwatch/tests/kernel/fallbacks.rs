@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::daemon::PROGRAM;
 use crate::service::Sysctl;
+use crate::trampoline::Crowd;
 use crate::{resets, trial};
 
 /// Set in guests.
@@ -21,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
     vec![
         trial("fallback_when_addresses_are_hidden", no_addresses),
+        trial("fallback_when_fentry_is_refused", no_fentry),
         trial("fallback_without_tracefs", no_tracefs),
         trial("fallback_without_control_groups_of_version_2", no_cgroup2),
         trial("fallback_without_btf_is_none_and_said", no_btf),
@@ -94,6 +96,23 @@ fn no_addresses() -> Result<()> {
     let found = findings()?;
     all_attached(&found)?;
     ensure!(found["no_symbols"].is_string(), "{}", found["no_symbols"]);
+    resets::closed_port()
+}
+
+fn no_fentry() -> Result<()> {
+    let hooks = || -> Result<Vec<Value>> {
+        let found = findings()?;
+        all_attached(&found)?;
+        let probes = found["probes"].as_array().context("no probes")?;
+        let resets = probes.iter().filter(|probe| probe["probe"].as_str().is_some_and(|name| name.contains("send")));
+        Ok(resets.map(|probe| probe["hook"].clone()).collect())
+    };
+    let usual = hooks()?;
+    ensure!(usual.contains(&"fentry".into()), "{usual:?}");
+    // One function is enough: of two ways at once, one would count twice.
+    let _crowd = Crowd::on("tcp_v4_send_reset")?;
+    let instead = hooks()?;
+    ensure!(instead.len() == usual.len() && instead.iter().all(|hook| hook == "kprobe"), "{instead:?}");
     resets::closed_port()
 }
 

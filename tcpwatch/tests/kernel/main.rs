@@ -32,6 +32,7 @@ mod soak;
 mod storms;
 mod top;
 mod trace;
+mod trampoline;
 mod truth_retransmits;
 mod truth_rtt;
 
