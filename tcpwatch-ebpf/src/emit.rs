@@ -63,7 +63,7 @@ const AVAIL_DATA: u64 = 0;
 pub enum Haste {
     /// When it next looks. Waking it costs the CPU that carries the traffic several times what the record does.
     Whenever,
-    /// At once: what follows is counted otherwise by its answer.
+    /// At once: a listener's service gets its slot before the first connection comes.
     AtOnce,
 }
 
@@ -336,10 +336,7 @@ pub struct Moment {
 #[inline(always)]
 pub fn connection(sock: TcpSock, conn: &mut Conn, moment: &Moment) {
     conn.told_segments = activity(sock);
-    // The first of a service asks for a slot: the sooner it is there, the less is counted under the others.
-    let asks = matches!(moment.kind, Kind::Open) && conn.slot == slot::other(Direction::from_u8(conn.direction));
-    let haste = if asks { Haste::AtOnce } else { Haste::Whenever };
-    record::<ConnRecord>(moment.loss, haste, |place| {
+    record::<ConnRecord>(moment.loss, Haste::Whenever, |place| {
         // SAFETY: `place` is a reserved record; every field is written, none is read.
         unsafe { write_connection(place, sock, conn, moment) }
     });
