@@ -74,8 +74,8 @@ wire! {
         pub begun: u8,
         /// Bits of [`crate::limits::zero`]: the windows that were zero at the last segment.
         pub zero: u8,
-        /// Padding.
-        pub reserved: u8,
+        /// Bucket of `cwnd_seen` in the histogram of windows.
+        pub cwnd_bucket: u8,
         /// Coarse histogram of the raw RTT samples.
         pub sketch: [u32; SKETCH_BUCKETS],
         /// When the SYN was sent, or the connection was first seen; ns of CLOCK_MONOTONIC.
@@ -178,7 +178,7 @@ impl Conn {
         rtt_guard: 0,
         begun: 0,
         zero: 0,
-        reserved: 0,
+        cwnd_bucket: 0,
         sketch: [0; SKETCH_BUCKETS],
         started_ns: 0,
         established_ns: 0,

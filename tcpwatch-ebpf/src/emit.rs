@@ -6,8 +6,7 @@ use tcpwatch_common::close::flag;
 use tcpwatch_common::conn::Conn;
 use tcpwatch_common::counters::{Loss, dist, group, netns, setting, slot};
 use tcpwatch_common::hist::{
-    LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, log2_bucket, log2_bucket_straight, rtt_bucket, rtt_bucket_straight,
-    sketch_bucket,
+    LOG2_BUCKETS, RTT_BUCKETS, SKETCH_BUCKETS, rtt_bucket, rtt_bucket_straight, sketch_bucket,
 };
 use tcpwatch_common::history;
 use tcpwatch_common::limits::application;
@@ -99,9 +98,10 @@ pub fn header<T>(kind: Kind) -> Header {
 
 /// Takes the RTT sample, if there is one, that the kernel folded in since the last reading.
 ///
-/// `OWNED`: the caller is tcp_probe, which alone writes the lower half of the distributions.
+/// `OWNED`: the caller is tcp_probe, which alone writes the lower half of the distributions. `cwnd`: the window now, which
+/// [`limits::watch`] was told of.
 #[inline(always)]
-pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn) {
+pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn, cwnd: u32) {
     let srtt = sock.srtt_us();
     let delivered = sock.delivered();
     let old = conn.srtt;
@@ -121,7 +121,6 @@ pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn) {
     conn.delivered = delivered;
     conn.srtt = srtt;
     let Some(us) = sample(sock.rack_rtt_us(), old, srtt) else { return };
-    let cwnd = sock.snd_cwnd();
     // The histograms may be thinned; extremes, the last sample and all counters are not.
     let Some(&mask) = SETTINGS.get(setting::THINNING) else { return };
     let mask = mask as u32;
@@ -141,8 +140,7 @@ pub fn observe<const OWNED: bool>(sock: TcpSock, conn: &mut Conn) {
     let entry = if OWNED { conn.slot } else { conn.slot + slot::COUNT as u32 };
     let Some(words) = DISTS.get_ptr_mut(entry) else { return };
     let words = words.cast::<u64>();
-    let cwnd_bucket = if OWNED { log2_bucket(cwnd) } else { log2_bucket_straight(cwnd) };
-    let (bucket, cwnd_bucket) = (opaque(bucket as usize), opaque(cwnd_bucket as usize));
+    let (bucket, cwnd_bucket) = (opaque(bucket as usize), opaque(usize::from(conn.cwnd_bucket)));
     if bucket < RTT_BUCKETS && cwnd_bucket < LOG2_BUCKETS {
         bump::<OWNED>(words, dist::RTT + bucket, n);
         bump::<OWNED>(words, dist::RTT_SUM, u64::from(us) * n);

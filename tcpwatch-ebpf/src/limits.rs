@@ -2,6 +2,7 @@
 
 use tcpwatch_common::conn::Conn;
 use tcpwatch_common::counters::group;
+use tcpwatch_common::hist::log2_bucket_straight;
 use tcpwatch_common::layout::ABSENT;
 use tcpwatch_common::limits::{Fall, grown, is_idle_restart, pack, zero};
 use tcpwatch_common::state::TcpState;
@@ -21,7 +22,7 @@ pub fn jiffies32() -> u32 {
 #[inline(always)]
 pub fn begin(sock: TcpSock, conn: &mut Conn) {
     let now = jiffies32();
-    conn.cwnd_seen = sock.snd_cwnd();
+    see_window(conn, sock.snd_cwnd());
     conn.sent_at = sock.lsndtime();
     // A window that is closed already was closed before we watched.
     conn.zero = closed_windows::<false>(sock);
@@ -35,14 +36,15 @@ pub fn begin(sock: TcpSock, conn: &mut Conn) {
 
 /// Called for every segment, before it is processed: what the one before it did, and what was sent since.
 ///
-/// `ESTABLISHED`: the caller is tcp_probe, which sees no other state.
+/// `ESTABLISHED`: the caller is tcp_probe, which sees no other state. `cwnd`: the window now. It comes before
+/// [`crate::emit::observe`], which wants its bucket.
 #[inline(always)]
-pub fn watch<const ESTABLISHED: bool>(sock: TcpSock, conn: &mut Conn) {
+pub fn watch<const ESTABLISHED: bool>(sock: TcpSock, conn: &mut Conn, cwnd: u32) {
     let closed = closed_windows::<ESTABLISHED>(sock);
     if closed != conn.zero {
         settle_windows(sock, conn, closed);
     }
-    let (cwnd, sent_at) = (sock.snd_cwnd(), sock.lsndtime());
+    let sent_at = sock.lsndtime();
     if cwnd < conn.cwnd_seen {
         let fall = Fall {
             cwnd,
@@ -56,8 +58,17 @@ pub fn watch<const ESTABLISHED: bool>(sock: TcpSock, conn: &mut Conn) {
             count::count(conn.slot, group::IDLE_RESTARTS, 1);
         }
     }
-    conn.cwnd_seen = cwnd;
+    see_window(conn, cwnd);
     conn.sent_at = sent_at;
+}
+
+/// Remembers the congestion window, and its bucket: it changes less often than samples come.
+#[inline(always)]
+pub fn see_window(conn: &mut Conn, cwnd: u32) {
+    if cwnd != conn.cwnd_seen {
+        conn.cwnd_seen = cwnd;
+        conn.cwnd_bucket = log2_bucket_straight(cwnd) as u8;
+    }
 }
 
 /// Bits of [`zero`]; none during the handshake, when no window was announced yet.

@@ -7,6 +7,7 @@ use tcpwatch_common::state::ca_state;
 
 use crate::config::{LAYOUT, offset};
 use crate::emit::{self, now_ns};
+use crate::limits;
 use crate::sock::TcpSock;
 
 /// Closes the account of the old state and opens that of the new one.
@@ -31,7 +32,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
     conn.ca_since_us = now_us;
     conn.rtt_guard = 1;
     // The window that a recovery leaves behind was not made by a pause.
-    conn.cwnd_seen = sock.snd_cwnd();
+    limits::see_window(conn, sock.snd_cwnd());
 }
 
 /// What was sent again without need, where the receiver cannot say so by DSACK: the kernel found out from a timestamp, or

@@ -29,8 +29,9 @@ pub fn handle(ctx: &BtfTracePointContext) {
             return;
         }
     };
-    emit::observe::<true>(sock, conn);
-    limits::watch::<true>(sock, conn);
+    let cwnd = sock.snd_cwnd();
+    limits::watch::<true>(sock, conn, cwnd);
+    emit::observe::<true>(sock, conn, cwnd);
     if now >= conn.next_emit {
         sample(sock, conn, now);
     }

@@ -124,9 +124,10 @@ fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
 /// that many samples may lie between two readings, of which none can be told.
 #[inline(always)]
 fn last_sample(sock: TcpSock, conn: &mut Conn, old: u8) {
-    limits::watch::<false>(sock, conn);
+    let cwnd = sock.snd_cwnd();
+    limits::watch::<false>(sock, conn, cwnd);
     if old == ESTABLISHED {
-        emit::observe::<false>(sock, conn);
+        emit::observe::<false>(sock, conn, cwnd);
     } else {
         conn.srtt = sock.srtt_us();
         conn.delivered = sock.delivered();
