@@ -1,7 +1,8 @@
-//! Copies of kernel memory, for what is not reached by typed loads: cold paths only.
+//! Kernel memory other than sockets: by typed loads where the verifier knows the type, else copied, in cold paths only.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use core::mem::MaybeUninit;
+use core::ptr;
 use tcpwatch_common::layout::{ABSENT, Field};
 
 use crate::config::{LAYOUT, offset};
@@ -40,8 +41,34 @@ pub fn pointer(base: *const u8, at: &'static Field) -> *const u8 {
     field::<u64>(base, at) as *const u8
 }
 
-/// The id of a control group; 0 for none.
+/// A field of a structure of which the verifier knows the type: one load, where a copy is a call. A pointer that leads
+/// nowhere reads as zero.
+#[inline(always)]
+pub fn typed<T: Copy + Default>(base: *const u8, field: &'static Field) -> T {
+    let at = offset(field);
+    if at == ABSENT {
+        return T::default();
+    }
+    // SAFETY: the verifier checks the load against the kernel's own types, and has a fault read as zero.
+    unsafe { ptr::read_volatile(base.add(usize::from(at)).cast::<T>()) }
+}
+
+/// A field that points to another such structure.
+#[inline(always)]
+pub fn typed_pointer(base: *const u8, field: &'static Field) -> *const u8 {
+    let at = offset(field);
+    if at == ABSENT {
+        return ptr::null();
+    }
+    // SAFETY: as in `typed`.
+    unsafe { ptr::read_volatile(base.add(usize::from(at)).cast::<*const u8>()) }
+}
+
+/// The id of a control group; 0 on a kernel without.
 #[inline(always)]
 pub fn cgroup_id(cgroup: *const u8) -> u64 {
-    field(pointer(cgroup, &LAYOUT.cgroup_node), &LAYOUT.cgroup_node_id)
+    if offset(&LAYOUT.cgroup_node) == ABSENT {
+        return 0;
+    }
+    typed(typed_pointer(cgroup, &LAYOUT.cgroup_node), &LAYOUT.cgroup_node_id)
 }

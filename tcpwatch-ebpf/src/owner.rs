@@ -1,12 +1,13 @@
 //! Who owns a socket: a process, as it is at that moment. Cold: once a connection, and once a pass over files.
 
-use aya_ebpf::helpers::generated::bpf_get_current_task;
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
+use core::ptr;
 use tcpwatch_common::conn::{COMM_LEN, Conn};
 use tcpwatch_common::counters::setting;
 use tcpwatch_common::owner::OwnerKind;
 
-use crate::config::LAYOUT;
-use crate::kernel::{cgroup_id, field, pointer};
+use crate::config::{LAYOUT, offset};
+use crate::kernel::{cgroup_id, typed, typed_pointer};
 use crate::maps::SETTINGS;
 
 /// `PF_KTHREAD`, include/linux/sched.h.
@@ -18,21 +19,30 @@ pub struct Owner {
     pub pid: u32,
     uid: u32,
     cgroup: u64,
-    comm: [u8; COMM_LEN],
+    comm: [u64; COMM_LEN / 8],
+}
+
+/// The name of a task.
+#[inline(always)]
+fn name(task: *const u8) -> [u64; COMM_LEN / 8] {
+    let at = usize::from(offset(&LAYOUT.task_comm));
+    // SAFETY: two typed loads within the array that the name is.
+    unsafe {
+        let words = task.add(at).cast::<u64>();
+        [ptr::read_volatile(words), ptr::read_volatile(words.add(1))]
+    }
 }
 
 impl Owner {
     /// The process of a task. Its name is that of the first thread: others name themselves after what they do.
     #[inline(always)]
     pub fn of(task: *const u8) -> Self {
-        let leader = pointer(task, &LAYOUT.task_leader);
-        let leader = if leader.is_null() { task } else { leader };
-        let cgroup = pointer(pointer(task, &LAYOUT.task_cgroups), &LAYOUT.css_set_cgroup);
+        let leader = typed_pointer(task, &LAYOUT.task_leader);
         Self {
-            pid: field(task, &LAYOUT.task_tgid),
-            uid: field(pointer(leader, &LAYOUT.task_cred), &LAYOUT.cred_euid),
-            cgroup: cgroup_id(cgroup),
-            comm: field(leader, &LAYOUT.task_comm),
+            pid: typed(task, &LAYOUT.task_tgid),
+            uid: typed(typed_pointer(leader, &LAYOUT.task_cred), &LAYOUT.cred_euid),
+            cgroup: cgroup_id(typed_pointer(typed_pointer(task, &LAYOUT.task_cgroups), &LAYOUT.css_set_cgroup)),
+            comm: name(leader),
         }
     }
 
@@ -40,7 +50,7 @@ impl Owner {
     #[inline(always)]
     pub fn current() -> Self {
         // SAFETY: no arguments.
-        Self::of(unsafe { bpf_get_current_task() } as *const u8)
+        Self::of(unsafe { bpf_get_current_task_btf() }.cast())
     }
 
     /// Makes it the owner.
@@ -55,13 +65,18 @@ impl Owner {
     /// Writes what may change of the owner; true when something has.
     #[inline(always)]
     pub fn refresh(&self, conn: &mut Conn) -> bool {
-        let same_name = u128::from_ne_bytes(conn.comm) == u128::from_ne_bytes(self.comm);
-        if same_name && conn.owner_uid == self.uid && conn.cgroup == self.cgroup {
+        // SAFETY: a field of 16 bytes of a map value, aligned as the words are.
+        let known = unsafe { &mut *(&raw mut conn.comm).cast::<[u64; COMM_LEN / 8]>() };
+        if known[0] == self.comm[0]
+            && known[1] == self.comm[1]
+            && conn.owner_uid == self.uid
+            && conn.cgroup == self.cgroup
+        {
             return false;
         }
         conn.owner_uid = self.uid;
         conn.cgroup = self.cgroup;
-        conn.comm = self.comm;
+        *known = self.comm;
         true
     }
 }
@@ -70,8 +85,8 @@ impl Owner {
 #[inline(always)]
 pub fn kernel_thread() -> bool {
     // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() } as *const u8;
-    field::<u32>(task, &LAYOUT.task_flags) & PF_KTHREAD != 0
+    let task = unsafe { bpf_get_current_task_btf() }.cast();
+    typed::<u32>(task, &LAYOUT.task_flags) & PF_KTHREAD != 0
 }
 
 /// Number of the pass over the files that is under way, or was the last.

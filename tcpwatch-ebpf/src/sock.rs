@@ -287,17 +287,10 @@ impl TcpSock {
     /// Id of the control group of who made the socket, or the listener it came from; 0 when it is not known.
     #[inline(always)]
     pub fn cgroup(self) -> u64 {
-        kernel::cgroup_id(self.read_pointer(&LAYOUT.sk_cgroup) as *const u8)
-    }
-
-    #[inline(always)]
-    fn read_pointer(self, field: &'static Field) -> u64 {
-        let at = offset(field);
-        if at == ABSENT {
+        if offset(&LAYOUT.sk_cgroup) == ABSENT {
             return 0;
         }
-        // SAFETY: a typed load of a pointer, which is then but a number.
-        unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at)).cast::<*const u8>()) as u64 }
+        kernel::cgroup_id(kernel::typed_pointer(self.as_ptr(), &LAYOUT.sk_cgroup))
     }
 
     /// No process has a descriptor of it any more.
