@@ -115,12 +115,22 @@ pub(crate) fn load(facts: &KernelFacts, options: &Options) -> Result<Loaded, Loa
         let resets = attach_resets(&mut ebpf, &btf, facts, way);
         let works = resets.iter().all(|p| p.state == ProbeState::Attached);
         if !works && i + 1 < ways.len() {
-            refused.extend(resets);
+            // Those that were attached go with their object.
+            refused.extend(resets.into_iter().filter(|probe| probe.state != ProbeState::Attached));
             continue;
         }
         let mut table = attach_core(&mut ebpf, &btf, facts)?;
         table.extend(resets);
-        table.extend(refused);
+        if works {
+            // Nothing is missing then; but why it is not the usual way may be asked.
+            for ProbeStatus { probe, hook, state, .. } in &refused {
+                if let ProbeState::Unsupported(why) | ProbeState::Broken(why) = state {
+                    log::info!("probe {probe} ({hook}): {why}; another way is taken");
+                }
+            }
+        } else {
+            table.extend(refused);
+        }
         if options.strict {
             strict(&table)?;
         }

@@ -104,7 +104,7 @@ fn silent() -> Result<()> {
     nothing_lost(&metrics)
 }
 
-fn bytes() -> Result<()> {
+pub(crate) fn bytes() -> Result<()> {
     let path = Path::builder().build()?;
     let daemon = Daemon::watching(&[path.a(), path.b()])?;
     let traffic = Traffic::over(&path, Family::V4);
