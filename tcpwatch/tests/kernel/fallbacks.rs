@@ -163,7 +163,8 @@ fn confidentiality() -> Result<()> {
     ensure!(attached.len() >= 11, "{attached:?}");
     // Their stacks and the headers of what they answer are read by copies, which are forbidden now.
     let said = |probe: &Value, key: &str, words: &str| probe[key].as_str().is_some_and(|said| said.contains(words));
-    let right = |probe: &&Value| said(probe, "why", "locked down for confidentiality") && said(probe, "loses", "resets");
+    let right =
+        |probe: &&Value| said(probe, "why", "locked down for confidentiality") && said(probe, "loses", "resets");
     ensure!(!other.is_empty() && other.iter().all(right), "{other:?}");
     connections::bytes()
 }
