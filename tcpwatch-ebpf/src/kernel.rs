@@ -50,7 +50,7 @@ pub fn typed<T: Copy + Default>(base: *const u8, field: &'static Field) -> T {
         return T::default();
     }
     // SAFETY: the verifier checks the load against the kernel's own types, and has a fault read as zero.
-    unsafe { ptr::read_volatile(base.add(usize::from(at)).cast::<T>()) }
+    unsafe { ptr::read_volatile(base.wrapping_add(usize::from(at)).cast::<T>()) }
 }
 
 /// A field that points to another such structure.
@@ -61,7 +61,7 @@ pub fn typed_pointer(base: *const u8, field: &'static Field) -> *const u8 {
         return ptr::null();
     }
     // SAFETY: as in `typed`.
-    unsafe { ptr::read_volatile(base.add(usize::from(at)).cast::<*const u8>()) }
+    unsafe { ptr::read_volatile(base.wrapping_add(usize::from(at)).cast::<*const u8>()) }
 }
 
 /// The id of a control group; 0 on a kernel without.

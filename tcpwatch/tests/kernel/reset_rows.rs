@@ -303,16 +303,16 @@ impl Drop for MaxOrphans {
 fn x7() -> Result<()> {
     const MOST: u64 = 5;
     let mut watch = Watch::begin()?;
-    let pairs = watch.traffic().connect_many(40)?;
+    let pairs = watch.traffic().connect_many(100)?;
     let _silence = watch.path.forward().blackhole();
     let limit = MaxOrphans::set(MOST)?;
     let _servers: Vec<_> = pairs
         .into_iter()
         .map(|mut pair| {
             // What is not acknowledged keeps a socket that nobody has any more. The kernel counts those ten times a second,
-            // and tcpwatch looks once a second.
+            // and tcpwatch looks once a second: at any moment there are more than the limit, each until its first timeout.
             pair.client.write_all(&[0; 100])?;
-            std::thread::sleep(Duration::from_millis(60));
+            std::thread::sleep(Duration::from_millis(25));
             Ok(pair.server)
         })
         .collect::<Result<_>>()?;
