@@ -77,6 +77,18 @@ const OWNERS_NS: u64 = 5_000_000_000;
 /// a CPU in all, and their readings are then a few seconds old.
 const WALK_SHARE: u64 = 400;
 
+/// What a pass tells is as large as there are connections with news; above this size it is given back to the kernel.
+const LARGE: usize = 1 << 20;
+
+fn take(output: Vec<u8>, inbox: &mut Inbox) {
+    iterate::records(&output).for_each(|record| inbox.take(record));
+    let large = output.capacity() > LARGE;
+    drop(output);
+    if large {
+        sys::release_free_memory();
+    }
+}
+
 impl Walker {
     /// Has not walked yet.
     pub(crate) fn new() -> Self {
@@ -92,7 +104,7 @@ impl Walker {
         let numbered = maps.set_files_pass(self.pass).map_err(std::io::Error::other);
         match numbered.and_then(|()| iterate::files(ebpf)) {
             Ok(output) => {
-                iterate::records(&output).for_each(|record| inbox.take(record));
+                take(output, inbox);
                 // One that broke off has not seen every holder, and does not count.
                 self.pass = self.pass.wrapping_add(1);
             }
@@ -121,7 +133,7 @@ impl Walker {
             return;
         }
         match iterate::tracked(ebpf) {
-            Ok(output) => iterate::records(&output).for_each(|record| inbox.take(record)),
+            Ok(output) => take(output, inbox),
             Err(error) => {
                 log::warn!("half-closed connections are not read between their transitions: {error}");
                 self.works = false;
