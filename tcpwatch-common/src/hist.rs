@@ -84,24 +84,14 @@ pub const fn sketch_lower(bucket: usize) -> u64 {
     rtt_lower(bucket * 8)
 }
 
-/// The bucket whose upper edge is the next power of two: values up to 2^i lie in bucket i or below.
+/// The bucket whose upper edge is the next power of two: values up to 2^i lie in bucket i or below. By
+/// [`log2_straight`]: only cold code wants it.
 #[inline(always)]
 pub const fn log2_bucket(v: u32) -> u32 {
-    log2_bucket_of(v, log2(v.wrapping_sub(1)))
-}
-
-/// The same by [`log2_straight`].
-#[inline(always)]
-pub const fn log2_bucket_straight(v: u32) -> u32 {
-    log2_bucket_of(v, log2_straight(v.wrapping_sub(1)))
-}
-
-#[inline(always)]
-const fn log2_bucket_of(v: u32, e: u32) -> u32 {
     if v <= 1 {
         return 0;
     }
-    let index = e + 1;
+    let index = log2_straight(v.wrapping_sub(1)) + 1;
     if index >= LOG2_BUCKETS as u32 { LOG2_BUCKETS as u32 - 1 } else { index }
 }
 

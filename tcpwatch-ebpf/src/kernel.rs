@@ -35,12 +35,6 @@ pub fn field<T: Copy + Default>(base: *const u8, field: &'static Field) -> T {
     copy(base, usize::from(at)).unwrap_or_default()
 }
 
-/// A field that points to another structure.
-#[inline(always)]
-pub fn pointer(base: *const u8, at: &'static Field) -> *const u8 {
-    field::<u64>(base, at) as *const u8
-}
-
 /// A field of a structure of which the verifier knows the type: one load, where a copy is a call. A pointer that leads
 /// nowhere reads as zero.
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use tcpwatch_common::conn::Conn;
 use tcpwatch_common::counters::group;
-use tcpwatch_common::hist::log2_bucket_straight;
+use tcpwatch_common::hist::log2_bucket;
 use tcpwatch_common::layout::ABSENT;
 use tcpwatch_common::limits::{Fall, grown, is_idle_restart, pack, zero};
 use tcpwatch_common::state::TcpState;
@@ -67,7 +67,7 @@ pub fn watch<const ESTABLISHED: bool>(sock: TcpSock, conn: &mut Conn, cwnd: u32)
 pub fn see_window(conn: &mut Conn, cwnd: u32) {
     if cwnd != conn.cwnd_seen {
         conn.cwnd_seen = cwnd;
-        conn.cwnd_bucket = log2_bucket_straight(cwnd) as u8;
+        conn.cwnd_bucket = log2_bucket(cwnd) as u8;
     }
 }
 

@@ -7,7 +7,7 @@ use core::ptr;
 use tcpwatch_common::close::{self, CloseCause, flag};
 use tcpwatch_common::conn::Conn;
 use tcpwatch_common::counters::{HANDSHAKE_UNIT_US, Loss, group};
-use tcpwatch_common::hist::log2_bucket_straight;
+use tcpwatch_common::hist::log2_bucket;
 use tcpwatch_common::owner::OwnerKind;
 use tcpwatch_common::record::{Kind, ListenerRecord};
 use tcpwatch_common::state::{Direction, TcpState};
@@ -102,7 +102,7 @@ fn established(sock: TcpSock, old: u8) {
         if us != 0 && !retransmitted {
             conn.handshake_us = us;
             group.add(group::HANDSHAKE_SUM, u64::from(us));
-            group.add_at(group::HANDSHAKE + log2_bucket_straight(us.div_ceil(HANDSHAKE_UNIT_US)) as usize, 1);
+            group.add_at(group::HANDSHAKE + log2_bucket(us.div_ceil(HANDSHAKE_UNIT_US)) as usize, 1);
         }
     }
     let moment = Moment { kind: Kind::Open, old_state: old, state: ESTABLISHED, cause: 0, loss: Loss::RingState };
@@ -159,7 +159,7 @@ fn closed(sock: TcpSock, netns: u32, old: u8) {
             let us = (emit::now_ns() - conn.established_ns) / 1000;
             group.add(group::DURATION_SUM, us);
             let ms = us.div_ceil(1000).min(u64::from(u32::MAX)) as u32;
-            group.add_at(group::DURATION + log2_bucket_straight(ms) as usize, 1);
+            group.add_at(group::DURATION + log2_bucket(ms) as usize, 1);
         }
     }
     if matches!(cause, CloseCause::ResetSent | CloseCause::ResetReceived) {
