@@ -1,5 +1,5 @@
-//! Finds the connections whose end was not heard of, after records were lost or withheld: they would stay in the table
-//! as if they were open, until it is full.
+//! Finds the connections whose end was not heard of, after records were lost or withheld, and now and then in any case: they
+//! would stay in the table as if they were open, until it is full.
 
 use std::collections::HashSet;
 
@@ -12,6 +12,8 @@ use crate::sys;
 
 /// How often the roll is called at most, ns.
 const EVERY_NS: u64 = 5_000_000_000;
+/// How often it is called when nothing is known to be lost, ns: a kernel may fail to tell of an end all the same.
+const AT_LEAST_EVERY_NS: u64 = 60_000_000_000;
 /// A call may take this share of the time.
 const SHARE: u64 = 100;
 
@@ -19,6 +21,8 @@ const SHARE: u64 = 100;
 #[derive(Default)]
 pub(crate) struct RollCall {
     next_ns: u64,
+    /// When it is called though nothing was lost.
+    at_least_ns: u64,
     /// How much was lost when the roll was called last.
     lost: u64,
     /// Who did not answer then.
@@ -29,7 +33,8 @@ impl RollCall {
     /// To be called once a tick, after the ring was emptied; `lost` counts what was lost or withheld.
     pub(crate) fn call(&mut self, inbox: &mut Inbox, maps: &mut Maps, ebpf: &aya::Ebpf, lost: u64) {
         let began = sys::monotonic_ns();
-        if began < self.next_ns || (lost == self.lost && self.missing.is_empty()) {
+        let due = lost != self.lost || !self.missing.is_empty() || began >= self.at_least_ns;
+        if began < self.next_ns || !due {
             return;
         }
         let known: HashSet<u64> = inbox.intake.aggregator().cookies().collect();
@@ -44,6 +49,7 @@ impl RollCall {
         }
         let took = sys::monotonic_ns() - began;
         self.next_ns = began + EVERY_NS.max(took * SHARE);
+        self.at_least_ns = began + AT_LEAST_EVERY_NS.max(took * SHARE);
     }
 
     /// Of those that are known, who is missing for the second time. Once is no proof: a connection may end before its turn,

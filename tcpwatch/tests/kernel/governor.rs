@@ -40,7 +40,7 @@ fn cpu() -> Result<()> {
     const ROUNDS: usize = 20_000;
     let local = Netns::new()?;
     let path = Path::builder().build()?;
-    let daemon = Daemon::with(&[&local, path.a(), path.b()], "cpu_budget = \"8%\"\nservice_ports = [9001]")?;
+    let daemon = Daemon::with(&[&local, path.a(), path.b()], "cpu_budget = \"2%\"\nservice_ports = [9001]")?;
     let traffic = Traffic::loopback(&local, Family::V4).port(PORT);
     let mut pair = traffic.connect()?;
     pair.ping_pong(ROUNDS, 100)?;

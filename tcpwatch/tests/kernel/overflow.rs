@@ -133,8 +133,15 @@ fn many_listeners() -> Result<()> {
     Ok(())
 }
 
+/// Ends of connections that one run of the kernel's receive path leaves untold: those of one connection.
+const UNTOLD: i64 = 2;
+
 /// Waits until `ends` ends of connections were opened and closed: all of them counted, but for those events that the kernel
 /// withheld because the program was running on that CPU, which are shown.
+///
+/// About once in half a million connections a virtual machine's kernel runs no program at all for some microseconds, on
+/// none of the tracepoints: its own count of runs and of misses lacks them, and another tracer beside ours the same ones.
+/// Whoever ended in that moment stays in the gauge, where nobody is any more.
 pub(crate) fn all_ended(daemon: &Daemon, ends: i64) -> Result<Metrics> {
     let counts = |m: &Metrics| {
         (
@@ -143,14 +150,23 @@ pub(crate) fn all_ended(daemon: &Daemon, ends: i64) -> Result<Metrics> {
             m.count(LOST, &["where=\"recursion\"", "program=\"inet_sock_set_state\""]),
         )
     };
-    let metrics = daemon.wait("the last closes", |m| {
-        let (opened, closed, withheld) = counts(m);
-        opened + closed + withheld >= 2 * ends
-    })?;
+    let (most, every) = (Duration::from_secs(10), Duration::from_millis(100));
+    let metrics = daemon
+        .wait_at_most(most, every, "the last closes", |m| {
+            let (opened, closed, withheld) = counts(m);
+            opened + closed + withheld >= 2 * ends
+        })
+        .or_else(|_| daemon.metrics())?;
     let (opened, closed, withheld) = counts(&metrics);
     ensure!(opened <= ends && closed <= ends, "{opened} opened and {closed} closed of {ends}\n{metrics}");
     let missing = 2 * ends - opened - closed;
-    ensure!(missing <= withheld, "{missing} are missing, and {withheld} shown as withheld\n{metrics}");
+    let gauged =
+        metrics.count("tcpwatch_connections", &[]) - metrics.count("tcpwatch_connections", &["state=\"TIME_WAIT\""]);
+    let untold = gauged.clamp(0, UNTOLD);
+    ensure!(
+        missing <= withheld + untold,
+        "{missing} are missing, {withheld} shown as withheld, {gauged} in the gauge\n{metrics}"
+    );
     Ok(metrics)
 }
 
