@@ -103,12 +103,13 @@ fn syn_ack() -> Result<()> {
     path.backward().drop_syn_acks(1);
     Traffic::over(&path, Family::V6).connect()?.close(End::Client)?;
     let metrics = daemon.metrics()?;
-    let truth = agrees_with_the_kernel(&metrics, &path)?;
+    agrees_with_the_kernel(&metrics, &path)?;
+    // Not RetransSegs: on a host that stands still for a moment a FIN may be sent again too.
+    let (client, server) = (path.a().counters()?, path.b().counters()?);
     let (syns, syn_acks) = (by_cause(&metrics, "syn"), by_cause(&metrics, "syn_ack"));
-    let server = path.b().counters()?.get("Tcp", "RetransSegs")?;
-    equal("SYN-ACKs", syn_acks, server, &metrics)?;
+    equal("SYN-ACKs", syn_acks, server.get("TcpExt", "TCPSynRetrans")?, &metrics)?;
+    equal("SYNs", syns, client.get("TcpExt", "TCPSynRetrans")?, &metrics)?;
     ensure!(syn_acks > 0, "no SYN-ACK was sent again\n{metrics}");
-    equal("SYNs and SYN-ACKs", syns + syn_acks, truth, &metrics)?;
     nothing_lost(&metrics)
 }
 
