@@ -58,10 +58,9 @@ impl Pace {
                 (SPELL, _) => Self::Looking(0, 0),
                 (looks, records) => Self::Looking(looks, records),
             },
-            // An event may be of a record that was taken before it was looked at.
-            Self::Drowsy => Self::Asleep,
             Self::Asleep if soon && batch.records > 0 => Self::Looking(0, 0),
-            Self::Asleep => Self::Asleep,
+            // An event may be of a record that was taken before it was looked at.
+            Self::Drowsy | Self::Asleep => Self::Asleep,
         }
     }
 
