@@ -192,8 +192,7 @@ pub(crate) fn agrees(ours: &Causes, path: &Path, metrics: &Metrics) -> Result<()
         equal("timeouts and what follows", ours.timeout, timeouts + more, metrics)?;
     }
     let duplicates = ext("TCPDSACKRecv")? + ext("TCPDSACKOfoRecv")?;
-    // Without SACK nobody reports duplicates: what is needless shows when the kernel takes its reduction back, in all or
-    // none of what the recovery sent.
+    // Without SACK nobody reports duplicates: that segments were sent in vain shows when the kernel takes its reduction back.
     let taken_back = ext("TCPFullUndo")? + ext("TCPLossUndo")? + ext("TCPPartialUndo")?;
     if duplicates == 0 && taken_back > 0 {
         ensure!(ours.spurious <= ours.all, "{} spurious of {}\n{metrics}", ours.spurious, ours.all);
