@@ -49,7 +49,7 @@ impl RollCall {
         }
         let took = sys::monotonic_ns() - began;
         self.next_ns = began + EVERY_NS.max(took * SHARE);
-        self.at_least_ns = began + AT_LEAST_EVERY_NS.max(took * SHARE);
+        self.at_least_ns = began + AT_LEAST_EVERY_NS;
     }
 
     /// Of those that are known, who is missing for the second time. Once is no proof: a connection may end before its turn,

@@ -133,15 +133,17 @@ fn many_listeners() -> Result<()> {
     Ok(())
 }
 
-/// Ends of connections that one run of the kernel's receive path leaves untold: those of one connection.
+/// Ends that may stay untold where there are many: those of one connection.
 const UNTOLD: i64 = 2;
+/// From so many ends on.
+const MANY_ENDS: i64 = 100_000;
 
 /// Waits until `ends` ends of connections were opened and closed: all of them counted, but for those events that the kernel
 /// withheld because the program was running on that CPU, which are shown.
 ///
-/// About once in half a million connections a virtual machine's kernel runs no program at all for some microseconds, on
-/// none of the tracepoints: its own count of runs and of misses lacks them, and another tracer beside ours the same ones.
-/// Whoever ended in that moment stays in the gauge, where nobody is any more.
+/// Not understood, and so allowed for one connection of very many: about once in half a million, and only seen while the daemon
+/// ran, in one virtual machine, the programs are not called for the last transitions of a connection. The kernel's count of runs
+/// and of misses lacks them too; bpftrace beside us lacked the same in two runs of three. It stays in the gauge of states.
 pub(crate) fn all_ended(daemon: &Daemon, ends: i64) -> Result<Metrics> {
     let counts = |m: &Metrics| {
         (
@@ -162,7 +164,7 @@ pub(crate) fn all_ended(daemon: &Daemon, ends: i64) -> Result<Metrics> {
     let missing = 2 * ends - opened - closed;
     let gauged =
         metrics.count("tcpwatch_connections", &[]) - metrics.count("tcpwatch_connections", &["state=\"TIME_WAIT\""]);
-    let untold = gauged.clamp(0, UNTOLD);
+    let untold = gauged.clamp(0, if ends >= MANY_ENDS { UNTOLD } else { 0 });
     ensure!(
         missing <= withheld + untold,
         "{missing} are missing, {withheld} shown as withheld, {gauged} in the gauge\n{metrics}"
