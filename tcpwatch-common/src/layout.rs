@@ -1,5 +1,5 @@
-//! Where the kernel's fields lie: resolved in the running kernel's BTF by the daemon, frozen into the programs as
-//! read-only globals. The verifier knows them as constants, so each read is one typed load.
+//! Where the kernel's fields lie: resolved in the running kernel's BTF by the daemon, put into the loads of the programs, and
+//! frozen as read-only globals for what is not a simple load. The verifier knows them as constants.
 
 /// Place of one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,24 @@ pub struct Field {
 
 /// Offset of a field that the running kernel does not have.
 pub const ABSENT: u16 = u16::MAX;
+
+/// In the objects, the offset of a load from the first field of [`Layout`]; that of the next one is [`PLACE_STEP`] more. The
+/// loader puts the field's own offset into the instruction. No structure and no map value is so large that another load could
+/// be meant.
+pub const PLACE: u16 = 0x6000;
+/// Bytes of a field that can be told apart.
+pub const PLACE_STEP: u16 = 16;
+
+/// What stands in the objects for the byte `within` of the field at this position, in bytes, of [`Layout`].
+pub const fn place(position: usize, within: usize) -> i32 {
+    assert!(within < PLACE_STEP as usize, "no field has so many bytes");
+    PLACE as i32 + (position / size_of::<Field>() * PLACE_STEP as usize + within) as i32
+}
+
+/// What stands in the objects before a call of [`SKC_TO_TCP_SOCK`] that may be a mere cast.
+pub const CAST: i32 = 0x7463_7077;
+/// `BPF_FUNC_skc_to_tcp_sock`, include/uapi/linux/bpf.h.
+pub const SKC_TO_TCP_SOCK: i32 = 137;
 
 /// What the daemon must find for a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,7 +31,8 @@ impl Group {
     /// Adds to one word; `word` is a constant of `counters::group`.
     #[inline(always)]
     pub fn add(&self, word: usize, n: u64) {
-        if word < group::WORDS {
+        // What is 0 would cost as much.
+        if n != 0 && word < group::WORDS {
             // SAFETY: within the array that the map's value is.
             unsafe { atomic_add(self.0.add(word), n) }
         }

@@ -93,7 +93,13 @@ pub fn record<T: 'static>(loss: Loss, haste: Haste, fill: impl FnOnce(*mut T)) {
 /// The header of a record of type `T` that begins now.
 #[inline(always)]
 pub fn header<T>(kind: Kind) -> Header {
-    Header { kind: kind as u16, abi: ABI, len: size_of::<T>() as u32, ktime_ns: now_ns() }
+    header_at::<T>(kind, now_ns())
+}
+
+/// The same of one that began at `now_ns`: to ask for the time is a call, and dear on virtual machines.
+#[inline(always)]
+fn header_at<T>(kind: Kind, now_ns: u64) -> Header {
+    Header { kind: kind as u16, abi: ABI, len: size_of::<T>() as u32, ktime_ns: now_ns }
 }
 
 /// Takes the RTT sample, if there is one, that the kernel folded in since the last reading.
@@ -175,6 +181,19 @@ fn bump<const OWNED: bool>(words: *mut u64, word: usize, n: u64) {
     }
 }
 
+/// Puts `new` into `word` and returns what was there. An exchange costs as much as twenty other instructions, and most of the
+/// time nothing has changed.
+#[inline(always)]
+pub fn put(word: &mut u64, new: u64) -> u64 {
+    // SAFETY: a field of a map value.
+    let before = unsafe { core::ptr::read_volatile(word) };
+    if before == new {
+        return new;
+    }
+    // SAFETY: as above; another CPU may have put something there since.
+    unsafe { exchange(word, new) }
+}
+
 /// Adds to the group what the connection has moved since it was last added. Whoever comes first takes a difference:
 /// the sum of all is right even when an iterator and tcp_probe do this at once.
 #[inline(always)]
@@ -184,11 +203,8 @@ pub fn flush_traffic(sock: TcpSock, conn: &mut Conn) {
         return;
     }
     let Some(group) = Group::of(conn.slot) else { return };
-    let move_over = |flushed: &mut u64, total: u64, word: usize| {
-        // SAFETY: a field of a map value.
-        let before = unsafe { exchange(flushed, total) };
-        group.add(word, total.wrapping_sub(before));
-    };
+    let move_over =
+        |flushed: &mut u64, total: u64, word: usize| group.add(word, total.wrapping_sub(put(flushed, total)));
     move_over(&mut conn.flushed_sent, sock.bytes_sent(), group::SENT_BYTES);
     move_over(&mut conn.flushed_received, sock.payload_received(), group::RECEIVED_BYTES);
     move_over(&mut conn.flushed_segments, u64::from(sock.data_segs_out()), group::SENT_SEGMENTS);
@@ -264,7 +280,7 @@ pub fn adopt(sock: TcpSock, conn: &mut Conn, direction: Direction) -> bool {
     if unsafe { exchange(&raw mut conn.claimed, 1) } != 0 {
         return false;
     }
-    begin(sock, conn, direction);
+    begin(sock, conn, direction, now_ns());
     conn.flags = flag::PARTIAL | flag::COUNTED;
     conn.flushed_sent = sock.bytes_sent();
     conn.flushed_received = sock.payload_received();
@@ -279,11 +295,11 @@ pub fn adopt(sock: TcpSock, conn: &mut Conn, direction: Direction) -> bool {
 
 /// The fields that every fresh state begins with.
 #[inline(always)]
-pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction) {
+pub fn begin(sock: TcpSock, conn: &mut Conn, direction: Direction, now_ns: u64) {
     conn.claimed = 1;
     conn.direction = direction as u8;
     conn.slot = slot_of(sock, direction);
-    conn.started_ns = now_ns();
+    conn.started_ns = now_ns;
     conn.rtt_min_us = u32::MAX;
     conn.cwnd_min = u32::MAX;
     conn.srtt = sock.srtt_us();
@@ -311,13 +327,15 @@ pub fn congestion_times(conn: &Conn, now_us: u32) -> [u32; 4] {
 
 /// Remembers that a connection moved from one state to another.
 #[inline(always)]
-pub fn remember_state(conn: &mut Conn, old: u8, new: u8) {
+pub fn remember_state(conn: &mut Conn, old: u8, new: u8, now_ns: u64) {
     conn.history = history::push(conn.history, old, new);
-    conn.state_since_ms = (now_ns() / 1_000_000) as u32;
+    conn.state_since_ms = (now_ns / 1_000_000) as u32;
 }
 
 /// What a connection record says beyond the socket and its state.
 pub struct Moment {
+    /// When it is, ns of CLOCK_MONOTONIC.
+    pub now_ns: u64,
     /// What kind of record.
     pub kind: Kind,
     /// State before the event.
@@ -351,13 +369,13 @@ pub fn activity(sock: TcpSock) -> u32 {
 /// Copies word by word, which the compiler's own `memcpy` for BPF, a loop over bytes, does not.
 ///
 /// # Safety
-/// Both point to a `T`, aligned to 8 bytes, in a map value or a record.
+/// Both point to a `T`, aligned as a `W` is, in a map value or a record.
 #[inline(always)]
-unsafe fn copy_words<T>(to: *mut T, from: *const T) {
-    const { assert!(size_of::<T>().is_multiple_of(8)) };
-    for i in 0..size_of::<T>() / 8 {
+unsafe fn copy_words<W: Copy, T>(to: *mut T, from: *const T) {
+    const { assert!(size_of::<T>().is_multiple_of(size_of::<W>())) };
+    for i in 0..size_of::<T>() / size_of::<W>() {
         // SAFETY: within both.
-        unsafe { to.cast::<u64>().add(i).write_volatile(from.cast::<u64>().add(i).read_volatile()) }
+        unsafe { to.cast::<W>().add(i).write_volatile(from.cast::<W>().add(i).read_volatile()) }
     }
 }
 
@@ -379,18 +397,19 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
     // SAFETY: fields of the record, and of a map value, of the same types.
     unsafe {
         sock.write_key(&raw mut (*r).key);
-        copy_words(&raw mut (*r).sketch, &raw const conn.sketch);
-        copy_words(&raw mut (*r).comm, &raw const conn.comm);
+        copy_words::<u64, _>(&raw mut (*r).sketch, &raw const conn.sketch);
+        copy_words::<u64, _>(&raw mut (*r).comm, &raw const conn.comm);
+        copy_words::<u32, _>(&raw mut (*r).retrans, &raw const conn.retrans);
     }
     let now = limits::jiffies32();
     let (zero_windows, zero_jiffies) = limits::zero_windows(sock, conn, now);
-    let ca_us = congestion_times(conn, (now_ns() / 1000) as u32);
+    let ca_us = congestion_times(conn, (moment.now_ns / 1000) as u32);
     let busy = if sock.app_limited() != 0 { application::LIMITS_NOW } else { 0 };
     let rate = if sock.rate_app_limited() { application::LIMITED_RATE } else { 0 };
     // SAFETY: a field of the record, of 16 bytes.
     unsafe { (&raw mut (*r).congestion).cast::<[u64; 2]>().write(sock.congestion()) };
     set! {
-        header: header::<ConnRecord>(moment.kind);
+        header: header_at::<ConnRecord>(moment.kind, moment.now_ns);
         cookie: sock.cookie();
         started_ns: conn.started_ns;
         established_ns: conn.established_ns;
@@ -430,7 +449,6 @@ pub unsafe fn write_connection(r: *mut ConnRecord, sock: TcpSock, conn: &Conn, m
         data_segs_in: sock.data_segs_in();
         delivered: sock.delivered();
         total_retrans: sock.total_retrans();
-        retrans: conn.retrans;
         spurious: conn.spurious;
         retrans_failed: conn.retrans_failed;
         dsack_dups: sock.dsack_dups();
@@ -510,7 +528,7 @@ pub unsafe fn write_listener(r: *mut ListenerRecord, sock: TcpSock, up: bool, pe
         (*r).owner_uid = uid;
         (*r).owner_kind = u32::from(kind);
         match conn {
-            Some(conn) => copy_words(&raw mut (*r).comm, &raw const conn.comm),
+            Some(conn) => copy_words::<u64, _>(&raw mut (*r).comm, &raw const conn.comm),
             None => (&raw mut (*r).comm).cast::<[u64; 2]>().write([0; 2]),
         }
     }

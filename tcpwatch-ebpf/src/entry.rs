@@ -35,6 +35,7 @@ pub fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
 
 // hook: inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate); 4.16; net/ipv4/af_inet.c
 #[btf_tracepoint(function = "inet_sock_set_state")]
+#[inline(always)]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     probes::state::handle(&ctx);
     0

@@ -7,9 +7,9 @@ use tcpwatch_common::layout::ABSENT;
 use tcpwatch_common::limits::{Fall, grown, is_idle_restart, pack, zero};
 use tcpwatch_common::state::TcpState;
 
-use crate::add::exchange;
 use crate::config::{LAYOUT, offset};
 use crate::count::{self, Group};
+use crate::emit::put;
 use crate::sock::{TcpSock, jiffies};
 
 /// The kernel's `tcp_jiffies32`.
@@ -152,8 +152,11 @@ pub fn zero_windows(sock: TcpSock, conn: &Conn, now: u32) -> ([u32; 2], [u32; 2]
 pub fn chronographs(sock: TcpSock, now: u32) -> [u32; 3] {
     let running = usize::from(sock.chrono_type());
     let since = now.wrapping_sub(sock.chrono_start());
-    let at = |i: usize| sock.chrono_stat(i).wrapping_add(if running == i + 1 { since } else { 0 });
-    [at(0), at(1), at(2)]
+    let mut times = sock.chrono_stat();
+    for (i, time) in times.iter_mut().enumerate() {
+        *time = time.wrapping_add(if running == i + 1 { since } else { 0 });
+    }
+    times
 }
 
 /// Adds to the group what has passed since it was last added. Iterators and tcp_probe may do so at once.
@@ -166,9 +169,7 @@ pub fn flush(sock: TcpSock, conn: &mut Conn, group: &Group) {
     let now = jiffies32();
     let [congestion, receive, buffer] = chronographs(sock, now);
     let (windows, buffer) = (pack(congestion, receive), pack(buffer, now));
-    // SAFETY: fields of a map value.
-    let (old_windows, old_buffer) =
-        unsafe { (exchange(&raw mut conn.flushed_windows, windows), exchange(&raw mut conn.flushed_buffer, buffer)) };
+    let (old_windows, old_buffer) = (put(&mut conn.flushed_windows, windows), put(&mut conn.flushed_buffer, buffer));
     let [congestion, receive] = grown(old_windows, windows);
     let [buffer, passed] = grown(old_buffer, buffer);
     group.add(group::LIMITED, congestion);
@@ -181,8 +182,7 @@ pub fn flush(sock: TcpSock, conn: &mut Conn, group: &Group) {
     }
     let (_, [peer, local]) = zero_windows(sock, conn, now);
     let sums = pack(peer, local);
-    // SAFETY: a field of a map value.
-    let [peer, local] = grown(unsafe { exchange(&raw mut conn.flushed_zero, sums) }, sums);
+    let [peer, local] = grown(put(&mut conn.flushed_zero, sums), sums);
     group.add(group::ZERO_JIFFIES, peer);
     group.add(group::ZERO_JIFFIES + 1, local);
 }

@@ -1,13 +1,11 @@
 //! Who owns a socket: a process, as it is at that moment. Cold: once a connection, and once a pass over files.
 
 use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
-use core::ptr;
 use tcpwatch_common::conn::{COMM_LEN, Conn};
 use tcpwatch_common::counters::setting;
 use tcpwatch_common::owner::OwnerKind;
 
-use crate::config::{LAYOUT, offset};
-use crate::kernel::{cgroup_id, typed, typed_pointer};
+use crate::kernel::{cgroup_id, typed};
 use crate::maps::SETTINGS;
 
 /// `PF_KTHREAD`, include/linux/sched.h.
@@ -25,23 +23,19 @@ pub struct Owner {
 /// The name of a task.
 #[inline(always)]
 fn name(task: *const u8) -> [u64; COMM_LEN / 8] {
-    let at = usize::from(offset(&LAYOUT.task_comm));
-    // SAFETY: two typed loads within the array that the name is.
-    unsafe {
-        let words = task.add(at).cast::<u64>();
-        [ptr::read_volatile(words), ptr::read_volatile(words.add(1))]
-    }
+    [typed!(task, task_comm), typed!(task, task_comm, 8)]
 }
 
 impl Owner {
     /// The process of a task. Its name is that of the first thread: others name themselves after what they do.
     #[inline(always)]
     pub fn of(task: *const u8) -> Self {
-        let leader = typed_pointer(task, &LAYOUT.task_leader);
+        let leader: *const u8 = typed!(task, task_leader);
+        let (cred, groups): (*const u8, *const u8) = (typed!(leader, task_cred), typed!(task, task_cgroups));
         Self {
-            pid: typed(task, &LAYOUT.task_tgid),
-            uid: typed(typed_pointer(leader, &LAYOUT.task_cred), &LAYOUT.cred_euid),
-            cgroup: cgroup_id(typed_pointer(typed_pointer(task, &LAYOUT.task_cgroups), &LAYOUT.css_set_cgroup)),
+            pid: typed!(task, task_tgid),
+            uid: typed!(cred, cred_euid),
+            cgroup: cgroup_id(typed!(groups, css_set_cgroup)),
             comm: name(leader),
         }
     }
@@ -85,8 +79,9 @@ impl Owner {
 #[inline(always)]
 pub fn kernel_thread() -> bool {
     // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task_btf() }.cast();
-    typed::<u32>(task, &LAYOUT.task_flags) & PF_KTHREAD != 0
+    let task: *const u8 = unsafe { bpf_get_current_task_btf() }.cast();
+    let flags: u32 = typed!(task, task_flags);
+    flags & PF_KTHREAD != 0
 }
 
 /// Number of the pass over the files that is under way, or was the last.

@@ -1,13 +1,13 @@
-//! The only reader of the kernel's structures: typed loads at the offsets of [`LAYOUT`].
+//! The only reader of the kernel's sockets: typed loads, see [`crate::kernel`].
 
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_jiffies64, bpf_sk_storage_get, bpf_skc_to_tcp_sock};
 use core::ptr::{self, NonNull};
 use tcpwatch_common::conn::{Conn, ConnKey};
-use tcpwatch_common::layout::{ABSENT, Field};
+use tcpwatch_common::layout::ABSENT;
 use tcpwatch_common::state::Direction;
 
-use crate::config::{LAYOUT, offset};
-use crate::kernel;
+use crate::config::{LAYOUT, frozen, offset};
+use crate::kernel::{self, typed};
 use crate::maps::{LISTENERS, SOCKETS};
 
 /// `AF_INET6`.
@@ -23,7 +23,28 @@ const CREATE: u64 = 1;
 
 /// A `struct tcp_sock` that the verifier has seen cast.
 #[derive(Clone, Copy)]
-pub struct TcpSock(NonNull<u8>);
+pub struct TcpSock {
+    /// For reading; of a type that helpers may refuse.
+    fields: NonNull<u8>,
+    /// For helpers.
+    socket: *const u8,
+}
+
+/// A field of the socket itself.
+macro_rules! own {
+    ($sock:expr, $($field:tt)+) => {
+        typed!($sock.fields.as_ptr().cast_const(), $($field)+)
+    };
+}
+
+/// The same of a field that is a bit field on some kernels, and a byte on others.
+macro_rules! bits {
+    ($sock:expr, $field:ident) => {{
+        let (shift, bits) = (frozen(&LAYOUT.$field.shift), frozen(&LAYOUT.$field.bits));
+        let byte: u8 = own!($sock, $field);
+        (byte >> (shift & 7)) & ((1_u16 << (bits & 15)) - 1) as u8
+    }};
+}
 
 /// Declares readers of whole-integer fields.
 macro_rules! readers {
@@ -31,7 +52,7 @@ macro_rules! readers {
         #[doc = concat!("`", stringify!($name), "`; 0 when this kernel does not have it.")]
         #[inline(always)]
         pub fn $name(self) -> $t {
-            self.read(&LAYOUT.$name)
+            own!(self, $name)
         }
     )+};
 }
@@ -42,23 +63,22 @@ impl TcpSock {
     pub fn cast(sk: *const u8) -> Option<Self> {
         // SAFETY: the helper checks the socket's type; the verifier checks that `sk` is one.
         let tcp = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) };
-        NonNull::new(tcp.cast::<u8>()).map(Self)
+        let fields = NonNull::new(tcp.cast::<u8>())?;
+        Some(Self { fields, socket: fields.as_ptr() })
+    }
+
+    /// The same of what the kernel guarantees to be one, as the hooks in its TCP code do: without the helper's call where the
+    /// kernel is new enough.
+    #[inline(always)]
+    pub fn known(sk: *const u8) -> Option<Self> {
+        let fields = NonNull::new(kernel::cast_known(sk))?;
+        Some(Self { fields, socket: sk })
     }
 
     /// The pointer itself.
     #[inline(always)]
     pub fn as_ptr(self) -> *mut u8 {
-        self.0.as_ptr()
-    }
-
-    #[inline(always)]
-    fn read<T: Copy + Default>(self, field: &'static Field) -> T {
-        let at = offset(field);
-        if at == ABSENT {
-            return T::default();
-        }
-        // SAFETY: the verifier knows the offset as a constant and checks the load against the kernel's own types.
-        unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at)).cast::<T>()) }
+        self.socket.cast_mut()
     }
 
     readers! {
@@ -127,161 +147,126 @@ impl TcpSock {
         icsk_lrcvtime: u32;
     }
 
-    /// Reads a field that is a bit field on some kernels, and a byte on others.
-    #[inline(always)]
-    fn read_bits(self, field: &'static Field) -> u8 {
-        let byte: u8 = self.read(field);
-        let (shift, bits) = (crate::config::frozen(&field.shift), crate::config::frozen(&field.bits));
-        if bits == 0 { byte } else { (byte >> (shift & 7)) & ((1_u16 << (bits & 15)) - 1) as u8 }
-    }
-
     /// `chrono_type`: which chronograph runs, 0 for none.
     #[inline(always)]
     pub fn chrono_type(self) -> u8 {
-        self.read_bits(&LAYOUT.chrono_type)
+        bits!(self, chrono_type)
     }
 
-    /// `chrono_stat[i]`, jiffies, without the running interval; `i` is below 3.
+    /// `chrono_stat`, jiffies, without the running interval.
     #[inline(always)]
-    pub fn chrono_stat(self, i: usize) -> u32 {
-        let at = offset(&LAYOUT.chrono_stat);
-        if at == ABSENT {
-            return 0;
-        }
-        // SAFETY: as in `read`, within the array.
-        unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at) + 4 * i).cast::<u32>()) }
+    pub fn chrono_stat(self) -> [u32; 3] {
+        [own!(self, chrono_stat), own!(self, chrono_stat, 4), own!(self, chrono_stat, 8)]
     }
 
     /// `rate_app_limited`.
     #[inline(always)]
     pub fn rate_app_limited(self) -> bool {
-        self.read_bits(&LAYOUT.rate_app_limited) != 0
+        bits!(self, rate_app_limited) != 0
     }
 
     /// Whether both ends agreed on SACK.
     #[inline(always)]
     pub fn sack_ok(self) -> bool {
-        self.read_bits(&LAYOUT.sack_ok) != 0
+        bits!(self, sack_ok) != 0
     }
 
     /// Whether the application switched Nagle's algorithm off (`TCP_NAGLE_OFF`, include/net/tcp.h).
     #[inline(always)]
     pub fn nodelay(self) -> bool {
-        self.read_bits(&LAYOUT.nonagle) & 1 != 0
+        bits!(self, nonagle) & 1 != 0
     }
 
     /// The operations of its congestion control; `None` where they cannot be read.
     #[inline(always)]
     fn congestion_ops(self) -> Option<*const u8> {
-        let at = offset(&LAYOUT.icsk_ca_ops);
-        if at == ABSENT {
-            return None;
-        }
-        // SAFETY: a typed load of a pointer, checked by the verifier.
-        let ops = unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at)).cast::<*const u8>()) };
+        let ops: *const u8 = own!(self, icsk_ca_ops);
         if ops.is_null() { None } else { Some(ops) }
     }
 
     /// The name of its congestion control.
     #[inline(always)]
     pub fn congestion(self) -> [u64; 2] {
-        let at = usize::from(offset(&LAYOUT.ca_name));
         match self.congestion_ops() {
-            // SAFETY: two typed loads within the array of 16 bytes.
-            Some(ops) if at != usize::from(ABSENT) => unsafe {
-                let from = ops.add(at).cast::<u64>();
-                [ptr::read_volatile(from), ptr::read_volatile(from.add(1))]
-            },
-            _ => [0; 2],
+            Some(ops) => [typed!(ops, ca_name), typed!(ops, ca_name, 8)],
+            None => [0; 2],
         }
     }
 
     /// Whether its congestion control decides about the window itself, as bbr does (`cong_control`).
     #[inline(always)]
     pub fn has_own_control(self) -> bool {
-        let at = usize::from(offset(&LAYOUT.ca_cong_control));
-        match self.congestion_ops() {
-            // SAFETY: a typed load of a pointer.
-            Some(ops) if at != usize::from(ABSENT) => unsafe {
-                !ptr::read_volatile(ops.add(at).cast::<*const u8>()).is_null()
-            },
-            _ => false,
-        }
+        self.congestion_ops().is_some_and(|ops| {
+            let control: u64 = typed!(ops, ca_cong_control);
+            control != 0
+        })
     }
 
     /// `icsk_ca_state`, a bit field.
     #[inline(always)]
     pub fn ca_state(self) -> u8 {
-        self.read_bits(&LAYOUT.icsk_ca_state)
+        bits!(self, icsk_ca_state)
     }
 
     /// Payload bytes received in order. The kernel's `bytes_received` counts a FIN as a byte, and `SOCK_DONE` is set by
     /// the FIN alone (`tcp_fin`, net/ipv4/tcp_input.c).
     #[inline(always)]
     pub fn payload_received(self) -> u64 {
-        let flags: u64 = self.read(&LAYOUT.skc_flags);
+        let flags: u64 = own!(self, skc_flags);
         self.bytes_received() - ((flags >> SOCK_DONE) & 1)
     }
 
     /// Received bytes that the application has not read; a FIN is none.
     #[inline(always)]
     pub fn unread_payload(self) -> u32 {
-        let flags: u64 = self.read(&LAYOUT.skc_flags);
+        let flags: u64 = own!(self, skc_flags);
         self.rcv_nxt().wrapping_sub(self.copied_seq()).saturating_sub((flags >> SOCK_DONE) as u32 & 1)
     }
 
     /// Whether SO_LINGER is on.
     #[inline(always)]
     pub fn lingers(self) -> bool {
-        let flags: u64 = self.read(&LAYOUT.skc_flags);
+        let flags: u64 = own!(self, skc_flags);
         flags >> SOCK_LINGER & 1 != 0
     }
 
     /// Its time, jiffies.
     #[inline(always)]
     pub fn linger_jiffies(self) -> u64 {
-        self.read(&LAYOUT.sk_lingertime)
+        own!(self, sk_lingertime)
     }
 
     /// No process holds it: any more, or yet, when it waits to be accepted.
     #[inline(always)]
     pub fn is_unheld(self) -> bool {
-        offset(&LAYOUT.sk_socket) != ABSENT && self.read::<u64>(&LAYOUT.sk_socket) == 0
+        let socket: u64 = own!(self, sk_socket);
+        offset(&LAYOUT.sk_socket) != ABSENT && socket == 0
     }
 
     /// Smallest RTT of the kernel's window, µs: `rtt_min.s[0].v`.
     #[inline(always)]
     pub fn min_rtt_us(self) -> u32 {
-        let at = offset(&LAYOUT.rtt_min);
-        if at == ABSENT {
-            return 0;
-        }
-        // SAFETY: as in `read`; `v` follows the 4 bytes of `t` in struct minmax_sample.
-        unsafe { ptr::read_volatile(self.as_ptr().add(usize::from(at) + 4).cast::<u32>()) }
+        // `v` follows the 4 bytes of `t` in struct minmax_sample.
+        own!(self, rtt_min, 4)
     }
 
     /// Our port, host byte order. `skc_num` is 0 at SYN_SENT and CLOSE, `inet_sport` is not.
     #[inline(always)]
     pub fn local_port(self) -> u16 {
-        u16::from_be(self.read(&LAYOUT.inet_sport))
+        u16::from_be(own!(self, inet_sport))
     }
 
     /// The peer's port, host byte order.
     #[inline(always)]
     pub fn remote_port(self) -> u16 {
-        u16::from_be(self.read(&LAYOUT.skc_dport))
+        u16::from_be(own!(self, skc_dport))
     }
 
     /// Inode number of the network namespace.
     #[inline(always)]
     pub fn netns(self) -> u32 {
-        let net: *const u8 = {
-            let at = usize::from(offset(&LAYOUT.skc_net));
-            // SAFETY: a typed load of a pointer, checked by the verifier.
-            unsafe { ptr::read_volatile(self.as_ptr().add(at).cast::<*const u8>()) }
-        };
-        // SAFETY: the verifier knows what `net` points to; a fault reads 0.
-        unsafe { ptr::read_volatile(net.add(usize::from(offset(&LAYOUT.netns_inum))).cast::<u32>()) }
+        let net: *const u8 = own!(self, skc_net);
+        typed!(net, netns_inum)
     }
 
     /// Id of the control group of who made the socket, or the listener it came from; 0 when it is not known.
@@ -290,13 +275,13 @@ impl TcpSock {
         if offset(&LAYOUT.sk_cgroup) == ABSENT {
             return 0;
         }
-        kernel::cgroup_id(kernel::typed_pointer(self.as_ptr(), &LAYOUT.sk_cgroup))
+        kernel::cgroup_id(own!(self, sk_cgroup))
     }
 
     /// No process has a descriptor of it any more.
     #[inline(always)]
     pub fn is_orphan(self) -> bool {
-        let flags: u64 = self.read(&LAYOUT.skc_flags);
+        let flags: u64 = own!(self, skc_flags);
         (flags >> SOCK_DEAD) & 1 != 0
     }
 
@@ -326,10 +311,12 @@ impl TcpSock {
     pub unsafe fn write_key(self, key: *mut ConnKey) {
         let (local, remote);
         if self.skc_family() == AF_INET6 && offset(&LAYOUT.skc_v6_daddr) != ABSENT {
-            (local, remote) = (self.address6(&LAYOUT.skc_v6_rcv_saddr), self.address6(&LAYOUT.skc_v6_daddr));
+            (local, remote) = (
+                [own!(self, skc_v6_rcv_saddr), own!(self, skc_v6_rcv_saddr, 8)],
+                [own!(self, skc_v6_daddr), own!(self, skc_v6_daddr, 8)],
+            );
         } else {
-            (local, remote) =
-                (mapped_words(self.read(&LAYOUT.skc_rcv_saddr)), mapped_words(self.read(&LAYOUT.skc_daddr)));
+            (local, remote) = (mapped_words(own!(self, skc_rcv_saddr)), mapped_words(own!(self, skc_daddr)));
         }
         // SAFETY: fields of the key.
         unsafe {
@@ -340,16 +327,6 @@ impl TcpSock {
             (*key).ip_version = if is_mapped_words(remote) { 4 } else { 6 };
             (*key).reserved = 0;
             (*key).netns = self.netns();
-        }
-    }
-
-    #[inline(always)]
-    fn address6(self, field: &'static Field) -> [u64; 2] {
-        let at = usize::from(offset(field));
-        // SAFETY: two typed loads of 8 bytes within struct in6_addr.
-        unsafe {
-            let from = self.as_ptr().add(at).cast::<u64>();
-            [ptr::read_volatile(from), ptr::read_volatile(from.add(1))]
         }
     }
 

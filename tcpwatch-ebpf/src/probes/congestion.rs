@@ -15,7 +15,7 @@ use crate::sock::TcpSock;
 pub fn handle(ctx: &BtfTracePointContext) {
     let sk: *const u8 = ctx.arg(0);
     let new: u8 = ctx.arg::<u64>(1) as u8;
-    let Some(sock) = TcpSock::cast(sk) else { return };
+    let Some(sock) = TcpSock::known(sk) else { return };
     let Some(conn) = sock.state() else { return };
     if conn.ca_state == new {
         return;

@@ -18,6 +18,7 @@ use super::state::note_listener;
 use crate::config::{LAYOUT, offset, watched};
 use crate::count;
 use crate::emit::{self, Moment};
+use crate::kernel::typed;
 use crate::maps::{ITERATOR_SCRATCH, SETTINGS};
 use crate::owner::{self, Owner};
 use crate::sock::{TcpSock, direction_by_port, jiffies};
@@ -93,8 +94,7 @@ pub unsafe fn task_file(ctx: *const TaskFileContext) {
     if socket.is_null() {
         return;
     }
-    // SAFETY: a typed load of a pointer.
-    let sk = unsafe { ptr::read_volatile(socket.add(usize::from(offset(&LAYOUT.socket_sk))).cast::<*const u8>()) };
+    let sk: *const u8 = typed!(socket.cast_const(), socket_sk);
     if sk.is_null() {
         return;
     }
@@ -232,7 +232,8 @@ pub unsafe fn storage(ctx: *const StorageContext) {
 #[inline(always)]
 fn write_connection(meta: *const Meta, sock: TcpSock, conn: &Conn, state: u8) -> bool {
     let Some(scratch) = ITERATOR_SCRATCH.get_ptr_mut(0) else { return true };
-    let moment = Moment { kind: Kind::Sample, old_state: state, state, cause: 0, loss: Loss::RingSample };
+    let (now_ns, kind, loss) = (emit::now_ns(), Kind::Sample, Loss::RingSample);
+    let moment = Moment { now_ns, kind, old_state: state, state, cause: 0, loss };
     // SAFETY: a value of the map; the daemon runs one iterator at a time.
     unsafe {
         emit::write_connection(scratch, sock, conn, &moment);

@@ -6,9 +6,10 @@ use tcpwatch_common::counters::{Loss, slot};
 use tcpwatch_common::record::Kind;
 use tcpwatch_common::state::Direction;
 
-use crate::config::{LAYOUT, TICK_MODE, frozen, offset, watched};
+use crate::config::{TICK_MODE, frozen, watched};
 use crate::count;
 use crate::emit::{self, Moment};
+use crate::kernel::typed;
 use crate::limits;
 use crate::maps::{ADMITTED, ADMITTED_ENTRIES};
 use crate::sock::{TcpSock, direction_by_port, jiffies};
@@ -21,7 +22,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
     if frozen(&TICK_MODE) != 0 && !admit(sk, now) {
         return;
     }
-    let Some(sock) = TcpSock::cast(sk) else { return };
+    let Some(sock) = TcpSock::known(sk) else { return };
     let conn = match sock.state() {
         Some(conn) if conn.begun != 0 => conn,
         _ => {
@@ -41,13 +42,7 @@ pub fn handle(ctx: &BtfTracePointContext) {
 /// arithmetic on the pointer; two sockets that share an entry only cost each other the shortcut.
 #[inline(always)]
 fn admit(sk: *const u8, now: u64) -> bool {
-    // SAFETY: typed loads of fields of struct sock_common, checked by the verifier.
-    let (hash, port) = unsafe {
-        (
-            core::ptr::read_volatile(sk.add(usize::from(offset(&LAYOUT.skc_hash))).cast::<u32>()),
-            core::ptr::read_volatile(sk.add(usize::from(offset(&LAYOUT.skc_dport))).cast::<u16>()),
-        )
-    };
+    let (hash, port): (u32, u16) = (typed!(sk, skc_hash), typed!(sk, skc_dport));
     let identity = u64::from(hash) << 32 | u64::from(port);
     let Some(entry) = ADMITTED.get_ptr_mut(hash & (ADMITTED_ENTRIES - 1)) else { return true };
     // SAFETY: a value of the map that only this program writes.
@@ -70,7 +65,8 @@ fn sample(sock: TcpSock, conn: &mut Conn, now: u64) {
     }
     emit::flush(sock, conn);
     let state = sock.skc_state();
-    let moment = Moment { kind: Kind::Sample, old_state: state, state, cause: 0, loss: Loss::RingSample };
+    let (now_ns, kind, loss) = (emit::now_ns(), Kind::Sample, Loss::RingSample);
+    let moment = Moment { now_ns, kind, old_state: state, state, cause: 0, loss };
     emit::connection(sock, conn, &moment);
     // The segment is counted by now and not processed: what it acknowledges is news for the iterator, even if no other comes.
     conn.told_segments = conn.told_segments.wrapping_sub(1);

@@ -3,11 +3,11 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::programs::BtfTracePointContext;
-use core::ptr;
 use tcpwatch_common::owner::OwnerKind;
 
-use crate::config::{HZ, LAYOUT, frozen, offset};
+use crate::config::{HZ, frozen};
 use crate::emit;
+use crate::kernel::typed;
 use crate::maps::{READERS, READERS_ENTRIES};
 use crate::owner::{self, Owner};
 use crate::sock::{TcpSock, jiffies};
@@ -18,13 +18,7 @@ use crate::sock::{TcpSock, jiffies};
 pub fn handle(ctx: &BtfTracePointContext) {
     let sk: *const u8 = ctx.arg(0);
     let pid = ctx.tgid();
-    // SAFETY: typed loads of fields of struct sock_common, checked by the verifier.
-    let (hash, port) = unsafe {
-        (
-            ptr::read_volatile(sk.add(usize::from(offset(&LAYOUT.skc_hash))).cast::<u32>()),
-            ptr::read_volatile(sk.add(usize::from(offset(&LAYOUT.skc_dport))).cast::<u16>()),
-        )
-    };
+    let (hash, port): (u32, u16) = (typed!(sk, skc_hash), typed!(sk, skc_dport));
     let now = jiffies();
     let Some(entry) = READERS.get_ptr_mut(hash & (READERS_ENTRIES - 1)) else { return };
     // SAFETY: a value of the map that only this program writes, and that it does not interrupt itself.

@@ -64,11 +64,12 @@ fn connecting(sock: TcpSock) {
         count::lost(Loss::StorageState);
         return;
     };
-    emit::begin(sock, conn, Direction::Outbound);
+    let now = emit::now_ns();
+    emit::begin(sock, conn, Direction::Outbound, now);
     conn.generation = generation;
     // connect() runs in the process that owns the socket.
     Owner::current().take(conn, OwnerKind::Connect);
-    emit::remember_state(conn, SYN_SENT, SYN_SENT);
+    emit::remember_state(conn, SYN_SENT, SYN_SENT, now);
     count::gauge(conn, SYN_SENT);
 }
 
@@ -80,20 +81,21 @@ fn established(sock: TcpSock, old: u8) {
         count::count(count::slot_of(sock, direction), group::OPENED, 1);
         return;
     };
+    let now = emit::now_ns();
     let retransmitted = sock.total_retrans() != 0;
     if conn.begun == 0 {
         // A child of a listener, or a SYN_SENT whose state could not be kept. Its SYN-ACKs were counted at the listener.
-        emit::begin(sock, conn, direction);
+        emit::begin(sock, conn, direction, now);
         conn.retrans_seen = sock.total_retrans();
     }
     conn.srtt = sock.srtt_us();
     conn.delivered = sock.delivered();
-    conn.established_ns = emit::now_ns();
+    conn.established_ns = now;
     // The handshake limits nobody.
     limits::begin(sock, conn);
     conn.flags |= flag::COUNTED;
     conn.next_emit = emit::next_sample(jiffies());
-    emit::remember_state(conn, old, ESTABLISHED);
+    emit::remember_state(conn, old, ESTABLISHED, now);
     count::gauge(conn, ESTABLISHED);
     if let Some(group) = Group::of(conn.slot) {
         group.add(group::OPENED, 1);
@@ -105,7 +107,8 @@ fn established(sock: TcpSock, old: u8) {
             group.add_at(group::HANDSHAKE + log2_bucket(us.div_ceil(HANDSHAKE_UNIT_US)) as usize, 1);
         }
     }
-    let moment = Moment { kind: Kind::Open, old_state: old, state: ESTABLISHED, cause: 0, loss: Loss::RingState };
+    let (kind, loss) = (Kind::Open, Loss::RingState);
+    let moment = Moment { now_ns: now, kind, old_state: old, state: ESTABLISHED, cause: 0, loss };
     emit::connection(sock, conn, &moment);
 }
 
@@ -116,7 +119,7 @@ fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
     conn.flags |= close::fin_flag(conn.flags, new);
     last_sample(sock, conn, old);
     emit::flush(sock, conn);
-    emit::remember_state(conn, old, new);
+    emit::remember_state(conn, old, new, emit::now_ns());
     count::gauge(conn, new);
 }
 
@@ -153,10 +156,11 @@ fn closed(sock: TcpSock, netns: u32, old: u8) {
     emit::flush(sock, conn);
     conn.flags |= flag::CLOSED;
     count::gauge(conn, CLOSE);
+    let now = emit::now_ns();
     if let Some(group) = Group::of(conn.slot) {
         group.add_at(group::closed(cause), 1);
         if conn.established_ns != 0 {
-            let us = (emit::now_ns() - conn.established_ns) / 1000;
+            let us = (now - conn.established_ns) / 1000;
             group.add(group::DURATION_SUM, us);
             let ms = us.div_ceil(1000).min(u64::from(u32::MAX)) as u32;
             group.add_at(group::DURATION + log2_bucket(ms) as usize, 1);
@@ -165,7 +169,8 @@ fn closed(sock: TcpSock, netns: u32, old: u8) {
     if matches!(cause, CloseCause::ResetSent | CloseCause::ResetReceived) {
         tie_to_reset(sock, conn, old, cause);
     }
-    let moment = Moment { kind: Kind::Close, old_state: old, state: CLOSE, cause: cause as u8, loss: Loss::RingState };
+    let (kind, loss) = (Kind::Close, Loss::RingState);
+    let moment = Moment { now_ns: now, kind, old_state: old, state: CLOSE, cause: cause as u8, loss };
     emit::connection(sock, conn, &moment);
 }
 

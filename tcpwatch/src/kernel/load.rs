@@ -9,6 +9,7 @@ use tcpwatch_common::stack;
 
 use super::facts::{KernelFacts, OLDEST};
 use super::maps::{Maps, MapsError};
+use super::places::{self, Cast, PlaceError};
 use super::probes::{self, CORE, Hook, Probe, ResetWay};
 use crate::aggregate::snapshot::{ProbeState, ProbeStatus};
 use crate::config::ResetHook;
@@ -73,6 +74,14 @@ pub(crate) enum LoadError {
         /// What was tried and what the kernel said.
         why: String,
     },
+    /// The object does not fit this daemon.
+    #[error("object {object}: {source}")]
+    Places {
+        /// Its name.
+        object: &'static str,
+        /// What is wrong.
+        source: PlaceError,
+    },
     /// The object itself was refused.
     #[error("kernel {release} refuses the object {object}: {source}")]
     Object {
@@ -106,11 +115,23 @@ pub(crate) fn load(facts: &KernelFacts, options: &Options) -> Result<Loaded, Loa
     if let Some(why) = objects::WHY_NO_OBJECTS {
         return Err(LoadError::NoObjects(why));
     }
+    let cast = Cast::of(&facts.btf);
+    match load_with(facts, options, cast) {
+        // Whatever a kernel may have against it.
+        Err(LoadError::Required { why, .. }) if cast.is_some() => {
+            log::debug!("again without a cast: {why}");
+            load_with(facts, options, None)
+        }
+        outcome => outcome,
+    }
+}
+
+fn load_with(facts: &KernelFacts, options: &Options, cast: Option<Cast>) -> Result<Loaded, LoadError> {
     let btf = AyaBtf::from_sys_fs()?;
     let ways = probes::reset_ways(facts, options.reset_hook);
     let mut refused: Vec<ProbeStatus> = Vec::new();
     for (i, way) in ways.iter().enumerate() {
-        let mut ebpf = load_object(facts, options, &btf, way)?;
+        let mut ebpf = load_object(facts, options, &btf, way, cast)?;
         // The resets first: whether this way works decides which object stays.
         let resets = attach_resets(&mut ebpf, &btf, facts, way);
         let works = resets.iter().all(|p| p.state == ProbeState::Attached);
@@ -148,12 +169,15 @@ pub(crate) fn load_object(
     options: &Options,
     btf: &AyaBtf,
     way: &ResetWay,
+    cast: Option<Cast>,
 ) -> Result<Ebpf, LoadError> {
     let object = objects::OBJECTS
         .iter()
         .find(|(name, _)| *name == way.object)
         .map(|(_, bytes)| *bytes)
         .ok_or(LoadError::NoObjects("an object is missing"))?;
+    let object =
+        places::fill(object, &facts.layout, cast).map_err(|source| LoadError::Places { object: way.object, source })?;
     let layout = layout_bytes(&facts.layout);
     let has_err = u32::from(facts.btf.tracepoint_args("tcp_retransmit_skb").is_some_and(|args| args >= 3));
     let has_reason = u32::from(probes::tracepoint_is_complete(facts));
@@ -190,7 +214,7 @@ pub(crate) fn load_object(
     if !options.kernel_log {
         loader.map_max_entries("AYA_LOGS", crate::sys::page_size() as u32);
     }
-    loader.load(object).map_err(|source| {
+    loader.load(&object).map_err(|source| {
         let what = format!("object {}", way.object);
         match permission(&source) {
             Some(source) => LoadError::NotPermitted { what, source },
@@ -205,7 +229,8 @@ pub(crate) fn layout_bytes(layout: &Layout) -> Vec<u8> {
         .fields()
         .flat_map(|(_, field)| {
             let [a, b] = field.offset.to_ne_bytes();
-            [a, b, field.shift, field.bits]
+            // To the programs a byte is a bit field of 8.
+            [a, b, field.shift, if field.bits == 0 { 8 } else { field.bits }]
         })
         .collect()
 }

@@ -9,6 +9,7 @@ pub(crate) mod iterate;
 pub(crate) mod kernel_log;
 pub(crate) mod load;
 pub(crate) mod maps;
+pub(crate) mod places;
 pub(crate) mod probes;
 pub(crate) mod stats;
 pub(crate) mod symbols;

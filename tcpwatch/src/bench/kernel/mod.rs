@@ -28,6 +28,7 @@ use super::sample::Median;
 use crate::kernel::facts::KernelFacts;
 use crate::kernel::load;
 use crate::kernel::maps::{fdinfo, field};
+use crate::kernel::places::{self, Cast};
 use crate::kernel::probes::BY_TRACEPOINT;
 use crate::objects;
 
@@ -104,8 +105,9 @@ struct Bench {
 
 impl Bench {
     fn set_up(facts: &KernelFacts, btf: &Btf, output: &Output) -> Result<Self> {
-        let mut every_ack = load::load_object(facts, &programs(false), btf, &BY_TRACEPOINT)?;
-        let mut tick = load::load_object(facts, &programs(true), btf, &BY_TRACEPOINT)?;
+        let cast = Cast::of(&facts.btf);
+        let mut every_ack = load::load_object(facts, &programs(false), btf, &BY_TRACEPOINT, cast)?;
+        let mut tick = load::load_object(facts, &programs(true), btf, &BY_TRACEPOINT, cast)?;
         let mut yardsticks = yardsticks(facts, btf)?;
         for (ebpf, names) in [
             (&mut every_ack, &["tcp_probe"][..]),
@@ -176,8 +178,9 @@ fn yardsticks(facts: &KernelFacts, btf: &Btf) -> Result<Ebpf> {
         .find(|(name, _)| *name == "tcpwatch-bench")
         .context("built without the yardsticks; run `cargo xtask bench kernel`")?
         .1;
+    let object = places::fill(object, &facts.layout, None)?;
     let layout = load::layout_bytes(&facts.layout);
-    Ok(EbpfLoader::new().btf(Some(btf)).override_global("LAYOUT", layout.as_slice(), true).load(object)?)
+    Ok(EbpfLoader::new().btf(Some(btf)).override_global("LAYOUT", layout.as_slice(), true).load(&object)?)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint> {

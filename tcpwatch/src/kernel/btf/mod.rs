@@ -160,7 +160,17 @@ impl Btf {
 
     /// Whether the kernel has a function of this name.
     pub(crate) fn has_function(&self, name: &str) -> bool {
-        self.find(KIND_FUNC, name).is_some()
+        self.function(name).is_some()
+    }
+
+    /// The number of a function.
+    pub(crate) fn function(&self, name: &str) -> Option<u32> {
+        self.find(KIND_FUNC, name)
+    }
+
+    /// The number of a structure.
+    pub(crate) fn structure(&self, name: &str) -> Option<u32> {
+        self.find(KIND_STRUCT, name)
     }
 
     /// Names and values of an enum.
