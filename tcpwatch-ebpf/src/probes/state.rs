@@ -18,7 +18,7 @@ use crate::count::{self, Group};
 use crate::emit::{self, Haste, Moment};
 use crate::limits;
 use crate::maps::{CLOSING, Closing, LISTENERS, SOCKETS};
-use crate::owner::Owner;
+use crate::owner::{self, Owner};
 use crate::sock::{TcpSock, direction_by_port, jiffies, listener_key};
 
 const ESTABLISHED: u8 = TcpState::Established as u8;
@@ -112,10 +112,20 @@ fn established(sock: TcpSock, old: u8) {
     emit::connection(sock, conn, &moment);
 }
 
+/// Who has the socket locked holds it: the last chance to learn whose it is when it was accepted, read and closed before anybody
+/// looked. In softirq it is not locked by anyone; what came in the meantime is processed by who unlocks it.
+#[inline(always)]
+fn note_holder(sock: TcpSock, conn: &mut Conn) {
+    if conn.owner_kind == OwnerKind::Unknown as u8 && sock.sk_lock_owned() != 0 && !owner::kernel_thread() {
+        Owner::current().take(conn, OwnerKind::Descriptor);
+    }
+}
+
 /// Between ESTABLISHED and CLOSE, where tcp_probe is silent: read here what it would have read.
 #[inline(always)]
 fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
     let Some(conn) = known_or_adopted(sock, netns) else { return };
+    note_holder(sock, conn);
     conn.flags |= close::fin_flag(conn.flags, new);
     last_sample(sock, conn, old);
     emit::flush(sock, conn);
@@ -151,6 +161,7 @@ fn closed(sock: TcpSock, netns: u32, old: u8) {
     if conn.flags & flag::CLOSED != 0 {
         return;
     }
+    note_holder(sock, conn);
     let cause = close::cause(conn.flags, old, err);
     last_sample(sock, conn, old);
     emit::flush(sock, conn);

@@ -86,6 +86,7 @@ pub(crate) struct Aggregator {
     sent_lately: SentLately,
     verdicts: RecentVerdicts,
     governed: Option<Governed>,
+    accepted: u64,
 }
 
 /// Namespaces whose settings are kept; a recording may not have more either.
@@ -112,6 +113,7 @@ impl Aggregator {
             sent_lately: SentLately::default(),
             verdicts: RecentVerdicts::new(now_ns),
             governed: None,
+            accepted: 0,
         }
     }
 
@@ -243,6 +245,9 @@ impl Aggregator {
         }
         let samples = self.table.update(&conn);
         self.exemplars.connection(&conn, samples);
+        if kind == Kind::Open && conn.direction == Direction::Inbound as u8 {
+            self.accepted += 1;
+        }
         match Direction::from_u8(conn.direction) {
             Direction::Outbound => self.services.outbound(conn.key.remote_port, conn.header.ktime_ns),
             Direction::Inbound | Direction::Unknown => None,
@@ -291,6 +296,11 @@ impl Aggregator {
     pub(crate) fn listener(&self, key: &ConnKey) -> Option<crate::meaning::Listener> {
         let listener = self.listeners.at(key)?;
         Some(crate::meaning::Listener { queue: listener.queue, limit: listener.backlog })
+    }
+
+    /// Records of connections that came to a listener.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted
     }
 
     /// The connections that are known, by cookie.

@@ -35,6 +35,7 @@ use crate::source::adopt::{Walker, adopt};
 use crate::source::listeners;
 use crate::source::names::NameService;
 use crate::source::namespaces::Surroundings;
+use crate::source::reads::Reads;
 use crate::source::ringbuf::{Batch, RingSource};
 use crate::source::roll_call::RollCall;
 use crate::source::stacks::Stacks;
@@ -309,6 +310,7 @@ pub(crate) struct Daemon {
     governor: Governor,
     walker: Walker,
     roll_call: RollCall,
+    reads: Reads,
     /// Records lost, and runs withheld, at the last reading.
     lost: u64,
     /// Run time of the programs at the last reading, see [`stats::foreign_time`].
@@ -334,7 +336,7 @@ impl Daemon {
         loaded: Loaded,
         record_to: Option<NewFile>,
     ) -> Result<Self, DaemonError> {
-        let Loaded { mut ebpf, mut maps, probes } = loaded;
+        let Loaded { mut ebpf, mut maps, probes, reads } = loaded;
         let facts = Facts {
             kernel_release: kernel.release.clone(),
             ticks_per_second: kernel.hz,
@@ -373,6 +375,7 @@ impl Daemon {
             governor,
             walker: Walker::new(),
             roll_call: RollCall::default(),
+            reads,
             lost: 0,
             programs_time: Duration::ZERO,
             surroundings: Surroundings::new(config, options(config)?.netns),
@@ -425,6 +428,7 @@ impl Daemon {
 
     fn after(&mut self, batch: Batch) -> Result<(), DaemonError> {
         self.ring_used = self.ring_used.max(batch.bytes);
+        self.reads.watch(&mut self.ebpf, self.inbox.intake.aggregator().accepted());
         self.apply_grants()
     }
 
@@ -463,6 +467,7 @@ impl Daemon {
     /// To be called every [`TICK`], before the counters are read.
     pub(crate) fn every_tick(&mut self) -> Result<(), DaemonError> {
         self.walker.walk(&mut self.inbox, &mut self.maps, &mut self.ebpf, self.governor.interval());
+        self.reads.rest(&mut self.ebpf);
         self.roll_call.call(&mut self.inbox, &mut self.maps, &self.ebpf, self.lost);
         let owners = self.inbox.intake.aggregator().owners_of_orphans();
         let ended = |pid: u32| Wanted { what: Named::Ended, number: pid.into(), pid };

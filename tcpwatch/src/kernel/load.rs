@@ -2,6 +2,7 @@
 
 use std::io;
 
+use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, FEntry, Iter, KProbe, ProgramError, RawTracePoint};
 use aya::{Btf as AyaBtf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use tcpwatch_common::layout::Layout;
@@ -14,6 +15,7 @@ use super::probes::{self, CORE, Hook, Probe, ResetWay};
 use crate::aggregate::snapshot::{ProbeState, ProbeStatus};
 use crate::config::ResetHook;
 use crate::objects;
+use crate::source::reads::{self, Reads};
 
 /// What the configuration decides about the programs.
 #[derive(Clone, Debug)]
@@ -108,6 +110,8 @@ pub(crate) struct Loaded {
     pub(crate) maps: Maps,
     /// The table, with what became of each line.
     pub(crate) probes: Vec<ProbeStatus>,
+    /// The program that is not attached all the time.
+    pub(crate) reads: Reads,
 }
 
 /// Loads and attaches.
@@ -140,7 +144,7 @@ fn load_with(facts: &KernelFacts, options: &Options, cast: Option<Cast>) -> Resu
             refused.extend(resets.into_iter().filter(|probe| probe.state != ProbeState::Attached));
             continue;
         }
-        let mut table = attach_core(&mut ebpf, &btf, facts)?;
+        let (mut table, reads) = attach_core(&mut ebpf, &btf, facts)?;
         table.extend(resets);
         if works {
             // Nothing is missing then; but why it is not the usual way may be asked.
@@ -156,7 +160,7 @@ fn load_with(facts: &KernelFacts, options: &Options, cast: Option<Cast>) -> Resu
             strict(&table)?;
         }
         let maps = Maps::take(&mut ebpf, options)?;
-        return Ok(Loaded { ebpf, maps, probes: table });
+        return Ok(Loaded { ebpf, maps, probes: table, reads: Reads::new(reads) });
     }
     Err(LoadError::NoObjects("no way to load the programs is known"))
 }
@@ -244,7 +248,7 @@ fn attach_resets(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, way: &Reset
     way.probes
         .iter()
         .map(|probe| {
-            let mut status = status(probe, attach(ebpf, btf, facts, probe));
+            let mut status = status(probe, attach(ebpf, btf, facts, probe).map(drop));
             if partial && status.state == ProbeState::Attached {
                 status.loses =
                     "passive resets incomplete: this kernel's tracepoint misses those without a full socket".into();
@@ -254,8 +258,14 @@ fn attach_resets(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, way: &Reset
         .collect()
 }
 
-fn attach_core(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts) -> Result<Vec<ProbeStatus>, LoadError> {
-    CORE.iter()
+fn attach_core(
+    ebpf: &mut Ebpf,
+    btf: &AyaBtf,
+    facts: &KernelFacts,
+) -> Result<(Vec<ProbeStatus>, Option<BtfTracePointLinkId>), LoadError> {
+    let mut reads = None;
+    let table = CORE
+        .iter()
         .map(|probe| {
             let outcome = attach(ebpf, btf, facts, probe);
             match outcome {
@@ -265,10 +275,18 @@ fn attach_core(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts) -> Result<Vec
                 Err(Refused::NotPermitted(source)) => {
                     Err(LoadError::NotPermitted { what: format!("probe {}", probe.program), source })
                 }
-                outcome => Ok(status(probe, outcome)),
+                outcome => Ok(status(
+                    probe,
+                    outcome.map(|link| {
+                        if probe.program == reads::PROGRAM {
+                            reads = link;
+                        }
+                    }),
+                )),
             }
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    Ok((table, reads))
 }
 
 fn strict(table: &[ProbeStatus]) -> Result<(), LoadError> {
@@ -304,28 +322,33 @@ fn status(probe: &Probe, outcome: Result<(), Refused>) -> ProbeStatus {
     }
 }
 
-fn attach(ebpf: &mut Ebpf, btf: &AyaBtf, facts: &KernelFacts, probe: &Probe) -> Result<(), Refused> {
+/// Returns what a program on a typed tracepoint is detached by.
+fn attach(
+    ebpf: &mut Ebpf,
+    btf: &AyaBtf,
+    facts: &KernelFacts,
+    probe: &Probe,
+) -> Result<Option<BtfTracePointLinkId>, Refused> {
     if let Some(why) = probe.hook.missing_in(facts) {
         return Err(Refused::Missing(why));
     }
     let program = ebpf
         .program_mut(probe.program)
         .ok_or_else(|| Refused::Failed(format!("the object has no program {}", probe.program)))?;
-    let attached: Result<(), ProgramError> = match probe.hook {
-        Hook::BtfTracepoint(name) => {
-            <&mut BtfTracePoint>::try_from(program).and_then(|p| p.load(name, btf).and_then(|()| p.attach()).map(drop))
-        }
-        Hook::RawTracepoint(name) => {
-            <&mut RawTracePoint>::try_from(program).and_then(|p| p.load().and_then(|()| p.attach(name)).map(drop))
-        }
-        Hook::Fentry(name) => {
-            <&mut FEntry>::try_from(program).and_then(|p| p.load(name, btf).and_then(|()| p.attach()).map(drop))
-        }
-        Hook::Iterator(name) => <&mut Iter>::try_from(program).and_then(|p| p.load(name, btf)),
-        Hook::Kprobe(name) => {
-            <&mut KProbe>::try_from(program).and_then(|p| p.load().and_then(|()| p.attach(name, 0)).map(drop))
-        }
-    };
+    let attached: Result<_, ProgramError> =
+        match probe.hook {
+            Hook::BtfTracepoint(name) => <&mut BtfTracePoint>::try_from(program)
+                .and_then(|p| p.load(name, btf).and_then(|()| p.attach()).map(Some)),
+            Hook::RawTracepoint(name) => <&mut RawTracePoint>::try_from(program)
+                .and_then(|p| p.load().and_then(|()| p.attach(name)).map(|_| None)),
+            Hook::Fentry(name) => {
+                <&mut FEntry>::try_from(program).and_then(|p| p.load(name, btf).and_then(|()| p.attach()).map(|_| None))
+            }
+            Hook::Iterator(name) => <&mut Iter>::try_from(program).and_then(|p| p.load(name, btf)).map(|()| None),
+            Hook::Kprobe(name) => {
+                <&mut KProbe>::try_from(program).and_then(|p| p.load().and_then(|()| p.attach(name, 0)).map(|_| None))
+            }
+        };
     attached.map_err(|error| match &error {
         // The verifier answers with EACCES or EINVAL and a log; EPERM alone is a lack of privilege, or of the hook.
         ProgramError::LoadError { io_error, verifier_log }

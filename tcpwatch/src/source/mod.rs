@@ -5,6 +5,7 @@ pub(crate) mod kernel_counters;
 pub(crate) mod listeners;
 pub(crate) mod names;
 pub(crate) mod namespaces;
+pub(crate) mod reads;
 pub(crate) mod ringbuf;
 pub(crate) mod roll_call;
 pub(crate) mod stacks;

@@ -162,6 +162,12 @@ impl Play {
                 let listener = TcpListener::from(std::io::stderr().as_fd().try_clone_to_owned()?);
                 self.stream = Some(listener.accept()?.0);
             }
+            "serve" => {
+                let listener = TcpListener::from(std::io::stderr().as_fd().try_clone_to_owned()?);
+                let mut stream = listener.accept()?.0;
+                stream.read_exact(&mut [0])?;
+                return Ok(sockopt::cookie(&stream)?.to_string());
+            }
             "read" => self.stream()?.read_exact(&mut [0])?,
             "write" => self.stream()?.write_all(b"x")?,
             "fill" => {
