@@ -16,7 +16,8 @@ const ABOUT: [(&str, &str, &str); 7] = [
          the same round, pays for the statistics and is subtracted. Both ends of the traffic are one thread on one CPU, as \
          waking another one would swamp everything; the rings are emptied by another thread. Yardsticks, in \
          `tcpwatch-ebpf/src/bin/tcpwatch-bench.rs`: one ring-buffer record of 24 bytes per event without a wakeup, \
-         state in an LRU hash by cookie, and Debian's bpftrace with \
+         state in an LRU hash by cookie (both get at the socket's fields by `bpf_skc_to_tcp_sock`, as is usual, which ours \
+         does without from Linux 6.2 on), and Debian's bpftrace with \
          `tracepoint:tcp:tcp_probe { @[args->sock_cookie] = hist(args->srtt); }`.\n\n\
          *Limits.* The statistics do not have what is around a program: the trampoline of ours, and for bpftrace the \
          building of the classic tracepoint's record, so that the ratio to it is in its favour. Memory of a busy host is \
@@ -25,10 +26,13 @@ const ABOUT: [(&str, &str, &str); 7] = [
     (
         "impact",
         "What the watched notice",
-        "The same traffic in a namespace on the last CPU, half a second of each kind: a bulk transfer and short connections with \
+        "The same traffic in a namespace on the last CPU, half a second of each kind: short connections and a bulk transfer with \
          both ends in one thread, requests of 64 bytes between two threads. The daemon is the real one with its defaults, \
-         watches the whole host and runs where there is room. bpftrace has the histogram above, and counts retransmissions, \
-         states and resets. Who watches changes order from round to round; a ratio is of two neighbours in a round.\n\n\
+         watches the whole host and runs where there is room. It watches who reads for 3 s after a connection was accepted: \
+         requests are those of a connection that is 4 s old, and requests just accepted are beside them. \
+         Programs that do nothing are on the tracepoints that ours are on all the time: what the kernel takes to come to any \
+         program, less than which nobody can cost. bpftrace has the histogram above, and counts retransmissions, states and \
+         resets. Who watches changes order from round to round; each is beside nobody, before or after in turn, and a ratio is of those two.\n\n\
          *Limits.* Loopback has no device: on a network the share of TCP, and so of what is watched, is smaller. The CPU is \
          saturated by the traffic, which makes the effect as large as it can be.",
     ),

@@ -98,7 +98,7 @@ pub(super) fn measure(
 }
 
 /// An empty program on the same tracepoint; iterators have none.
-fn empty_beside(hook: Hook, facts: &KernelFacts, btf: &Btf) -> Result<Option<(Ebpf, &'static str)>> {
+pub(super) fn empty_beside(hook: Hook, facts: &KernelFacts, btf: &Btf) -> Result<Option<(Ebpf, &'static str)>> {
     let mut empty = yardsticks(facts, btf)?;
     let name = match hook {
         Hook::BtfTracepoint(tracepoint) => {

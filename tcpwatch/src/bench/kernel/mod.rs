@@ -29,8 +29,9 @@ use crate::kernel::facts::KernelFacts;
 use crate::kernel::load;
 use crate::kernel::maps::{fdinfo, field};
 use crate::kernel::places::{self, Cast};
-use crate::kernel::probes::BY_TRACEPOINT;
+use crate::kernel::probes::{BY_TRACEPOINT, CORE, Hook};
 use crate::objects;
+use crate::source::reads;
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -156,6 +157,28 @@ impl Bench {
             }
         }
         Ok(Round(times))
+    }
+}
+
+/// An empty program on every tracepoint that ours are on all the time; they go with the value.
+#[derive(Debug)]
+pub struct Empties(#[expect(dead_code, reason = "held, as long as they shall be attached")] Vec<Ebpf>);
+
+impl Empties {
+    /// Attaches them.
+    ///
+    /// # Errors
+    /// Without the privileges.
+    pub fn attach() -> Result<Self> {
+        let facts = KernelFacts::gather(Path::new("/"))?;
+        let btf = Btf::from_sys_fs()?;
+        let probes = CORE.iter().chain(BY_TRACEPOINT.probes).filter(|probe| probe.program != reads::PROGRAM);
+        let empty = |hook: Hook| Ok(each::empty_beside(hook, &facts, &btf)?.map(|(empty, _)| empty));
+        probes
+            .filter(|probe| probe.hook.missing_in(&facts).is_none())
+            .filter_map(|probe| empty(probe.hook).transpose())
+            .collect::<Result<_>>()
+            .map(Self)
     }
 }
 
