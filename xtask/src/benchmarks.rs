@@ -29,7 +29,7 @@ const ABOUT: [(&str, &str, &str); 7] = [
         "The same traffic in a namespace on the last CPU, half a second of each kind: short connections and a bulk transfer with \
          both ends in one thread, requests of 64 bytes between two threads. The daemon is the real one with its defaults, \
          watches the whole host and runs where there is room. It watches who reads for 3 s after a connection was accepted: \
-         requests are those of a connection that is 4 s old, and requests just accepted are beside them. \
+         bulk transfer and requests are those of connections that are 4 s old, and requests just accepted are beside them. \
          Programs that do nothing are on the tracepoints that ours are on all the time: what the kernel takes to come to any \
          program, less than which nobody can cost. bpftrace has the histogram above, and counts retransmissions, states and \
          resets. Who watches changes order from round to round; each is beside nobody, before or after in turn, and a ratio is of those two.\n\n\

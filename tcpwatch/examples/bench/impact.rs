@@ -94,10 +94,11 @@ fn traffic(ns: &Netns, long: Duration, daemon: Option<&Daemon>) -> Result<Run> {
         let connections_per_second = lives(&listener, long)?;
         let daemon_cpus = (cpu()? - before) / long.as_secs_f64();
         let new_requests_per_second = rate(&requests(connect(&listener)?, long / 10, long / 2)?);
-        let bytes_per_second = bulk(connect(&listener)?, long)?;
         // Not a pause: a CPU that has slept is slow for a while.
         let warm_up = if daemon.is_some() { UNTIL_REST.max(long / 2) } else { long / 2 };
-        let mut times = requests(connect(&listener)?, warm_up, long)?;
+        let (pair, other) = (connect(&listener)?, connect(&listener)?);
+        let bytes_per_second = bulk(pair, warm_up, long)?;
+        let mut times = requests(other, long / 2, long)?;
         let requests_per_second = rate(&times);
         times.sort_unstable();
         let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or(0) as f64 / 1e3;
@@ -125,8 +126,8 @@ fn connect(listener: &TcpListener) -> Result<(TcpStream, TcpStream)> {
     Ok((client, server))
 }
 
-/// Bytes a second, after a tenth of the time that does not count.
-fn bulk((mut client, mut server): (TcpStream, TcpStream), long: Duration) -> Result<f64> {
+/// Bytes a second, after some time that does not count.
+fn bulk((mut client, mut server): (TcpStream, TcpStream), warm_up: Duration, long: Duration) -> Result<f64> {
     let mut block = vec![0; BLOCK];
     let mut send = |long: Duration| -> Result<f64> {
         let (began, mut bytes) = (Instant::now(), 0);
@@ -137,7 +138,7 @@ fn bulk((mut client, mut server): (TcpStream, TcpStream), long: Duration) -> Res
         }
         Ok(bytes as f64 / began.elapsed().as_secs_f64())
     };
-    send(long / 10)?;
+    send(warm_up)?;
     send(long)
 }
 

@@ -291,7 +291,10 @@ pub(crate) const CATALOG: &[Metric] = &[
             open("probe", "the name in the table of probes", MOST_PROBES),
             follows(closed("hook", &HOOKS)),
         ])
-        .note("Absent for a probe that another one stands in for. `tcpwatch doctor` tells what is lost where it is 0.")
+        .note(
+            "Absent for a probe that another one stands in for. `tcpwatch doctor` tells what is lost where it is 0. \
+             tcp_rcv_space_adjust rests while nobody is accepted, and counts as running.",
+        )
         .read(OWN, read::probes),
     Metric::gauge("tcpwatch_sample_interval_seconds", Unit::Seconds, "Interval at which busy connections are reported.")
         .note("It grows while `records_per_second` or `cpu_budget` would be exceeded.")
