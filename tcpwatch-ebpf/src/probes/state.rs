@@ -112,11 +112,14 @@ fn established(sock: TcpSock, old: u8) {
     emit::connection(sock, conn, &moment);
 }
 
-/// Who has the socket locked holds it: the last chance to learn whose it is when it was accepted, read and closed before anybody
-/// looked. In softirq it is not locked by anyone; what came in the meantime is processed by who unlocks it.
+/// Who closes or shuts down a connection holds it: the last chance to learn whose it is when it was accepted, read and closed
+/// before anybody looked. To these two states it comes by `tcp_close_state` alone (net/ipv4/tcp.c), in who asked for that; to
+/// others it may also come when a stranger who looked at the socket unlocks it, and to CLOSE by `ss -K`.
 #[inline(always)]
-fn note_holder(sock: TcpSock, conn: &mut Conn) {
-    if conn.owner_kind == OwnerKind::Unknown as u8 && sock.sk_lock_owned() != 0 && !owner::kernel_thread() {
+fn note_holder(sock: TcpSock, conn: &mut Conn, new: u8) {
+    let asked = new == TcpState::FinWait1 as u8 || new == TcpState::LastAck as u8;
+    let nobody = conn.owner_kind == OwnerKind::Unknown as u8;
+    if asked && nobody && sock.sk_lock_owned() != 0 && !owner::kernel_thread() {
         Owner::current().take(conn, OwnerKind::Descriptor);
     }
 }
@@ -125,7 +128,7 @@ fn note_holder(sock: TcpSock, conn: &mut Conn) {
 #[inline(always)]
 fn moved(sock: TcpSock, netns: u32, old: u8, new: u8) {
     let Some(conn) = known_or_adopted(sock, netns) else { return };
-    note_holder(sock, conn);
+    note_holder(sock, conn, new);
     conn.flags |= close::fin_flag(conn.flags, new);
     last_sample(sock, conn, old);
     emit::flush(sock, conn);
@@ -161,7 +164,6 @@ fn closed(sock: TcpSock, netns: u32, old: u8) {
     if conn.flags & flag::CLOSED != 0 {
         return;
     }
-    note_holder(sock, conn);
     let cause = close::cause(conn.flags, old, err);
     last_sample(sock, conn, old);
     emit::flush(sock, conn);
