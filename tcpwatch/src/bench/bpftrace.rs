@@ -16,7 +16,8 @@ const COUNTS: &str = "tracepoint:tcp:tcp_probe { @rtt[args->sock_cookie] = hist(
      tracepoint:tcp:tcp_retransmit_skb { @retransmits[args->dport] = count(); } \
      tracepoint:sock:inet_sock_set_state { @states[args->oldstate, args->newstate] = count(); } \
      tracepoint:tcp:tcp_send_reset { @resets = count(); }";
-const PATIENCE: Duration = Duration::from_secs(20);
+/// It is attached within.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// The name that it gives its program on tcp_probe.
 const PROGRAM: &str = "tcp_probe";
 

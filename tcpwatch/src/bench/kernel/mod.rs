@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapData, RingBuf};
@@ -22,7 +22,7 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use serde_json::{Value, json};
 
 use self::traffic::PingPong;
-use super::bpftrace::{Bpftrace, HISTOGRAM};
+use super::bpftrace::{Bpftrace, HISTOGRAM, PATIENCE};
 use super::report::{Cell, Goal, Output, Report, Table};
 use super::sample::Median;
 use crate::kernel::facts::KernelFacts;
@@ -230,7 +230,16 @@ fn measure_bpftrace(traffic: &mut PingPong) -> Result<Result<[f64; LOADS.len()],
         Err(reason) => return Ok(Err(reason)),
     };
     let Some(info) = running.program() else { return Ok(Err("its program is not found".to_owned())) };
-    Ok(Ok(under_loads(traffic, info.fd()?.as_fd())?))
+    let fd = info.fd()?;
+    // It is there before it is attached.
+    let deadline = Instant::now() + PATIENCE;
+    while Runs::of(&fdinfo(fd.as_fd())?).count == 0 {
+        if Instant::now() > deadline {
+            return Ok(Err("its program is not attached".to_owned()));
+        }
+        traffic.warm_up()?;
+    }
+    Ok(Ok(under_loads(traffic, fd.as_fd())?))
 }
 
 fn under_loads(traffic: &mut PingPong, fd: std::os::fd::BorrowedFd<'_>) -> Result<[f64; LOADS.len()]> {
