@@ -63,3 +63,16 @@ pub unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
     // SAFETY: as the caller vouches; the host never runs these programs.
     unsafe { core::ptr::replace(word, new) }
 }
+
+/// Puts `new` into `word` and returns what was there. An exchange costs as much as twenty other instructions, and most of the
+/// time nothing has changed.
+#[inline(always)]
+pub fn put(word: &mut u64, new: u64) -> u64 {
+    // SAFETY: a field of a map value.
+    let before = unsafe { core::ptr::read_volatile(word) };
+    if before == new {
+        return new;
+    }
+    // SAFETY: as above; another CPU may have put something there since.
+    unsafe { exchange(word, new) }
+}

@@ -17,7 +17,7 @@ use tcpwatch_common::rtt::sample;
 use tcpwatch_common::state::{Direction, ca_state};
 use tcpwatch_common::thinning;
 
-use crate::add::{atomic_add, exchange, opaque};
+use crate::add::{atomic_add, exchange, opaque, put};
 use crate::config::{DETAIL_PER_SECOND, HZ, WAKE_BYTES, frozen};
 use crate::count::{Group, count, count_netns, lost, slot_of};
 use crate::limits;
@@ -179,19 +179,6 @@ fn bump<const OWNED: bool>(words: *mut u64, word: usize, n: u64) {
         let word = words.add(word);
         if OWNED { *word += n } else { atomic_add(word, n) }
     }
-}
-
-/// Puts `new` into `word` and returns what was there. An exchange costs as much as twenty other instructions, and most of the
-/// time nothing has changed.
-#[inline(always)]
-pub fn put(word: &mut u64, new: u64) -> u64 {
-    // SAFETY: a field of a map value.
-    let before = unsafe { core::ptr::read_volatile(word) };
-    if before == new {
-        return new;
-    }
-    // SAFETY: as above; another CPU may have put something there since.
-    unsafe { exchange(word, new) }
 }
 
 /// Adds to the group what the connection has moved since it was last added. Whoever comes first takes a difference:

@@ -7,9 +7,9 @@ use tcpwatch_common::layout::ABSENT;
 use tcpwatch_common::limits::{Fall, grown, is_idle_restart, pack, zero};
 use tcpwatch_common::state::TcpState;
 
+use crate::add::put;
 use crate::config::{LAYOUT, offset};
 use crate::count::{self, Group};
-use crate::emit::put;
 use crate::sock::{TcpSock, jiffies};
 
 /// The kernel's `tcp_jiffies32`.
